@@ -1,0 +1,214 @@
+"""The FLUX.2 autoencoder: a picture to a latent of one 128-channel token per 16x16 pixels, and back.
+
+A convolutional encoder and decoder with one attention in the middle, a 2x2 patchify, and normalisation by the running
+statistics of a batch norm. Parameter names are those of Black Forest Labs' `ae.safetensors`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headrace.nn.config import AutoencoderConfig
+
+GROUP_NORM_EPS = 1e-6
+
+
+class ResnetBlock(nn.Module):
+    """norm, SiLU, 3x3 convolution, twice; added to the input, through a 1x1 convolution where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=GROUP_NORM_EPS)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=GROUP_NORM_EPS)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions with a single head as wide as the features."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=GROUP_NORM_EPS)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (part(h).flatten(2).transpose(1, 2).unsqueeze(1) for part in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution; the padding goes to the right and bottom only, as in the published weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution by repeating pixels, then smooth with a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _middle(channels: int, norm_groups: int) -> nn.Module:
+    middle = nn.Module()
+    middle.block_1 = ResnetBlock(channels, channels, norm_groups)
+    middle.attn_1 = AttentionBlock(channels, norm_groups)
+    middle.block_2 = ResnetBlock(channels, channels, norm_groups)
+    return middle
+
+
+def _level(widths: list[int], norm_groups: int) -> nn.Module:
+    level = nn.Module()
+    level.block = nn.ModuleList(ResnetBlock(i, o, norm_groups) for i, o in zip(widths, widths[1:], strict=False))
+    return level
+
+
+class Encoder(nn.Module):
+    """Picture (B, 3, H, W) to the moments of the latent's posterior, (B, 2 * latent_channels, H/8, W/8)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        groups, widths = config.norm_groups, config.channels
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        for index, width in enumerate(widths):
+            level = _level([widths[max(index - 1, 0)]] + [width] * config.layers_per_block, groups)
+            if index < len(widths) - 1:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+        self.mid = _middle(widths[-1], groups)
+        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=GROUP_NORM_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        h = self.conv_in(image)
+        for level in self.down:
+            for block in level.block:
+                h = block(h)
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        return self.quant_conv(self.conv_out(F.silu(self.norm_out(h))))
+
+
+class Decoder(nn.Module):
+    """Latent (B, latent_channels, H/8, W/8) to picture (B, 3, H, W). `up.0` is the full resolution, run last."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        groups, widths = config.norm_groups, config.decoder_channels or config.channels
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = _middle(widths[-1], groups)
+        self.up = nn.ModuleList()
+        for index, width in enumerate(widths):
+            above = widths[min(index + 1, len(widths) - 1)]
+            level = _level([above] + [width] * (config.layers_per_block + 1), groups)
+            if index > 0:
+                level.upsample = Upsample(width)
+            self.up.append(level)
+        self.norm_out = nn.GroupNorm(groups, widths[0], eps=GROUP_NORM_EPS)
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        h = self.conv_in(self.post_quant_conv(latent))
+        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        for level in reversed(self.up):
+            for block in level.block:
+                h = block(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class LatentStatistics(nn.Module):
+    """Mean and variance of each token channel, kept as a batch norm without affine part keeps them."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+
+    def normalise(self, tokens: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same with zero mean and unit variance a channel."""
+        mean, deviation = self._moments(tokens)
+        return (tokens - mean) / deviation
+
+    def denormalise(self, tokens: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        mean, deviation = self._moments(tokens)
+        return tokens * deviation + mean
+
+    def _moments(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.running_mean.view(1, -1, 1, 1).to(tokens.dtype)
+        deviation = torch.sqrt(self.running_var.view(1, -1, 1, 1) + self.eps).to(tokens.dtype)
+        return mean, deviation
+
+
+def patchify(latent: Tensor) -> Tensor:
+    """(B, C, 2h, 2w) -> (B, 4C, h, w), each 2x2 patch becoming channels in the order (channel, row, column)."""
+    return F.pixel_unshuffle(latent, 2)
+
+
+def unpatchify(tokens: Tensor) -> Tensor:
+    """The inverse of `patchify`."""
+    return F.pixel_shuffle(tokens, 2)
+
+
+class Autoencoder(nn.Module):
+    """Encoder, decoder and the statistics that bring latents to unit variance."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.bn = LatentStatistics(config.token_channels, config.batch_norm_eps)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Picture (B, 3, H, W) in [-1, 1] -> normalised, patchified latent (B, 128, H/16, W/16): the posterior's mean."""
+        mean, _ = self.encode_moments(image)
+        return self.bn.normalise(patchify(mean))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Normalised, patchified latent (B, 128, H/16, W/16) -> picture (B, 3, H, W), about [-1, 1], not clamped."""
+        return self.decoder(unpatchify(self.bn.denormalise(latent)))
+
+    def encode_moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Picture (B, 3, H, W) in [-1, 1] -> mean and log-variance of the raw latent, each (B, 32, H/8, W/8)."""
+        mean, log_variance = self.encoder(image).chunk(2, dim=1)
+        return mean, log_variance
+
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """Raw latent (B, 32, H/8, W/8) -> picture (B, 3, H, W)."""
+        return self.decoder(latent)
