@@ -1,0 +1,107 @@
+"""From noise to latent: Euler steps along the velocity the transformer gives, with guidance and references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headrace.flow.conventions import Convention
+from headrace.nn.transformer import KeyValue, Transformer
+
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step done. latent: (B, N, C) now, at time `sigma`; predicted: the finished latent as foreseen from here."""
+
+    index: int
+    steps: int
+    sigma: float
+    latent: Tensor
+    predicted: Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What steers a batch of B pictures.
+
+    context: (B, L, context width) text embeddings; unconditional: the same for the empty prompt, where classifier-free
+    guidance is used. references: (B, M, C) with reference_ids (M, 4), or reference_cache in their place.
+    """
+
+    context: Tensor
+    text_ids: Tensor
+    picture_ids: Tensor
+    guidance: float
+    unconditional: Tensor | None = None
+    references: Tensor | None = None
+    reference_ids: Tensor | None = None
+    reference_cache: Sequence[KeyValue] | None = None
+
+
+def guided_velocity(transformer: Transformer, conditioning: Conditioning, dtype: torch.dtype) -> Velocity:
+    """The velocity of a batch as a function of latent (B, N, C) and time, in float32.
+
+    With an unconditional context both branches run in one batch and are combined as
+    `unconditional + guidance * (conditional - unconditional)` (Ho and Salimans 2022).
+    """
+    guidance = torch.tensor([conditioning.guidance]) if transformer.config.guidance_embed else None
+    branches = 1 if conditioning.unconditional is None else 2
+    context = conditioning.context
+    if conditioning.unconditional is not None:
+        context = torch.cat([conditioning.unconditional, context])
+    references = conditioning.references
+    references = None if references is None else references.repeat(branches, 1, 1)
+    device = context.device
+
+    def velocity(latent: Tensor, sigma: float) -> Tensor:
+        predicted = transformer(
+            latent.to(dtype).repeat(branches, 1, 1),
+            conditioning.picture_ids,
+            torch.tensor([sigma], device=device),
+            context,
+            conditioning.text_ids,
+            None if guidance is None else guidance.to(device),
+            references=references,
+            reference_ids=conditioning.reference_ids,
+            reference_cache=conditioning.reference_cache,
+        )
+        if branches == 1:
+            return predicted.float()
+        unconditional, conditional = predicted.float().chunk(2)
+        return unconditional + conditioning.guidance * (conditional - unconditional)
+
+    return velocity
+
+
+def denoise(
+    velocity: Velocity, latent: Tensor, sigmas: Sequence[float], convention: Convention, dtype: torch.dtype
+) -> Iterator[Step]:
+    """Euler steps from `sigmas[0]` to `sigmas[-1]`, yielding after each one; to stop early, stop iterating.
+
+    latent: (B, N, C) in float32, noise at `sigmas[0]`. State and time stay in float32 unless the convention rounds
+    them to `dtype`.
+    """
+    steps = len(sigmas) - 1
+    for index, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        time = float(torch.tensor(sigma, dtype=dtype)) if convention.rounds_steps else sigma
+        slope = velocity(latent, time)
+        predicted = latent - sigma * slope
+        latent = latent + (following - sigma) * slope
+        if convention.rounds_steps:
+            latent = latent.to(dtype).float()
+        yield Step(index, steps, following, latent, predicted)
+
+
+def batch_caches(caches: Sequence[Sequence[KeyValue]]) -> Sequence[KeyValue]:
+    """The reference caches of a batch's pictures as one; pictures that share all their references share the cache."""
+    if all(cache is caches[0] for cache in caches):
+        return caches[0]
+    return [
+        KeyValue(torch.cat([layer.key for layer in layers]), torch.cat([layer.value for layer in layers]))
+        for layers in zip(*caches, strict=True)
+    ]

@@ -1,0 +1,303 @@
+"""Prompt to picture. `Pipeline.stream` is the whole way, as numbered steps; the arithmetic is in `text`, `flow`, `nn`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from os import PathLike
+from pathlib import Path
+from typing import TypedDict, Unpack, overload
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from headrace.checkpoints import Checkpoint, load_autoencoder, load_language_model, load_transformer, open_checkpoint
+from headrace.device import PRECISIONS, choose_device, choose_precision
+from headrace.errors import Cancelled
+from headrace.flow.conventions import Convention, find_convention
+from headrace.flow.denoise import Conditioning, batch_caches, denoise, guided_velocity
+from headrace.flow.denoise import Step as FlowStep
+from headrace.flow.latents import (
+    draw_noise,
+    from_tokens,
+    picture_positions,
+    reference_positions,
+    text_positions,
+    to_tokens,
+)
+from headrace.flow.references import encode_picture, tensor_to_image
+from headrace.flow.schedule import schedule
+from headrace.nn.autoencoder import Autoencoder
+from headrace.nn.language_model import LanguageModel
+from headrace.nn.transformer import KeyValue, Transformer
+from headrace.provenance.metadata import save_picture
+from headrace.recipe import Recipe
+from headrace.request import References, Request, batches, make_requests
+from headrace.text.encode import encode_tokens
+from headrace.text.tokens import PromptTokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture and the recipe that makes it again."""
+
+    image: Image.Image
+    recipe: Recipe
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write PNG, JPEG or WebP by the file's ending, with the recipe inside, and return the path.
+
+        Raises RequestError for another ending or a folder that does not exist, HeadraceError when it cannot be written.
+        """
+        return save_picture(self.image, self.recipe, Path(path))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a batch: `index` from 0 of `steps`, the time reached, what is being made, and a look at it."""
+
+    index: int
+    steps: int
+    sigma: float
+    recipes: tuple[Recipe, ...]
+    preview: Callable[[int], Image.Image]
+    """The picture of the given place in `recipes` as foreseen from here; costs as much as decoding the final one."""
+
+
+class Options(TypedDict, total=False):
+    """What a request may say beside its prompt, how many pictures and their seeds.
+
+    references: pictures or paths, for all prompts, or one list for each. size: (width, height) or "WxH", by default
+    the first reference's, or else the model's. steps, guidance: by default the model's. convention: "diffusers", "comfy"
+    or "bfl". on_step: called after every step; where it returns False the call ends with Cancelled.
+    """
+
+    references: References
+    size: str | tuple[int, int] | None
+    steps: int | None
+    guidance: float | None
+    convention: str
+    on_step: Callable[[Step], bool | None] | None
+
+
+class Pipeline:
+    """A model ready to make pictures. Its parts are loaded when first needed, and then kept."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, precision: str, device: torch.device, reference_limit: int | None = None
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.precision = precision
+        self.dtype = PRECISIONS[precision]
+        self.device = device
+        self.reference_limit = checkpoint.reference_limit if reference_limit is None else reference_limit
+        self._reference_caches: dict[tuple[str, ...], list[KeyValue]] = {}
+
+    @cached_property
+    def tokenizer(self) -> PromptTokenizer:
+        """Prompt to token ids."""
+        return load_tokenizer(self.checkpoint.tokenizer_file, self.checkpoint.text)
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """Token ids to embeddings."""
+        return load_language_model(self.checkpoint, self.dtype, self.device)
+
+    @cached_property
+    def transformer(self) -> Transformer:
+        """Noise to latent."""
+        return load_transformer(self.checkpoint, self.dtype, self.device)
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """Latent to pixels, and references to latents."""
+        return load_autoencoder(self.checkpoint, self.dtype, self.device)
+
+    @overload
+    def generate(self, prompt: str, *, seed: int | None = None, **options: Unpack[Options]) -> Picture: ...
+
+    @overload
+    def generate(
+        self, prompt: str, *, count: int, seed: int | Sequence[int] | None = None, **options: Unpack[Options]
+    ) -> list[Picture]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str],
+        *,
+        count: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        **options: Unpack[Options],
+    ) -> list[Picture]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str],
+        *,
+        count: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        **options: Unpack[Options],
+    ) -> Picture | list[Picture]:
+        """The picture of a prompt, or a list of pictures where a `count` or a list of prompts is given.
+
+        Pictures come prompt by prompt, each prompt's in the order of their seeds. See `stream` for the arguments and
+        for what is raised.
+        """
+        made = dict(self._stream(prompt, count=count or 1, seed=seed, **options))
+        pictures = [made[position] for position in sorted(made)]
+        return pictures[0] if isinstance(prompt, str) and count is None else pictures
+
+    def stream(
+        self,
+        prompt: str | list[str],
+        *,
+        count: int = 1,
+        seed: int | Sequence[int] | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[Picture]:
+        """The pictures, each as soon as it is done.
+
+        prompt: one or several. count: pictures a prompt. seed: one, from which the pictures count up, or one for each
+        picture; drawn when not given. The other arguments are those of `Options`.
+
+        Raises RequestError for a request that cannot be, before anything is loaded, and Cancelled.
+        """
+        for _, picture in self._stream(prompt, count=count, seed=seed, **options):
+            yield picture
+
+    @torch.inference_mode()
+    def _stream(
+        self, prompt: str | list[str], *, count: int, seed: int | Sequence[int] | None, **options: Unpack[Options]
+    ) -> Iterator[tuple[int, Picture]]:
+        """The way of a picture, in five steps; yields each one with its place among the call's pictures."""
+        on_step = options.pop("on_step", None)
+        convention = find_convention(options.pop("convention", "diffusers"))
+
+        # 1. The request, checked and written down as one recipe a picture.
+        requests = make_requests(
+            self.checkpoint, self.precision, convention, self.reference_limit, prompt, count, seed, **options
+        )
+
+        # 2. Every prompt and every reference, each on its own, to what the transformer reads.
+        contexts = self._encode_prompts(requests, convention)
+        references = self._encode_references(requests)
+
+        for batch in batches(requests, self._token_size):
+            recipe = batch[0].recipe
+            rows, columns = recipe.height // self._token_size, recipe.width // self._token_size
+
+            # 3. Noise, from a generator for each picture.
+            shape = (self.checkpoint.transformer_config.in_channels, rows, columns)
+            noise = torch.cat([draw_noise(r.recipe.seed, shape, convention, self._like) for r in batch])
+
+            # 4. Step by step along the flow, from noise to latent.
+            latent = to_tokens(noise)
+            conditioning = self._conditioning(batch, contexts, references)
+            velocity = guided_velocity(self.transformer, conditioning, self.dtype)
+            decode = partial(self._decode, rows=rows, columns=columns, convention=convention)
+            for step in denoise(velocity, latent, schedule(rows * columns, recipe.steps), convention, self.dtype):
+                latent = step.latent
+                if on_step is not None and on_step(_public(step, batch, decode)) is False:
+                    raise Cancelled(f"Cancelled after step {step.index + 1} of {step.steps}; no picture was made.")
+
+            # 5. Latent to pixels.
+            for index, request in enumerate(batch):
+                yield request.position, Picture(decode(latent[index : index + 1]), request.recipe)
+
+    def _encode_prompts(self, requests: list[Request], convention: Convention) -> dict[str, Tensor]:
+        """The embeddings of every prompt, and of the empty one for classifier-free guidance."""
+        prompts = {request.recipe.prompt for request in requests}
+        if requests[0].guided:
+            prompts.add("")
+        settings = self.checkpoint.text
+        return {
+            prompt: encode_tokens(self.language_model, self.tokenizer(prompt), settings, convention)
+            for prompt in sorted(prompts)
+        }
+
+    def _encode_references(self, requests: list[Request]) -> dict[str, Tensor]:
+        """The tokens of every reference, by the hash of its pixels."""
+        images = {
+            record.sha256: image
+            for request in requests
+            for record, image in zip(request.recipe.references, request.references, strict=True)
+        }
+        return {key: encode_picture(image, self.autoencoder) for key, image in images.items()}
+
+    def _conditioning(
+        self, batch: list[Request], contexts: dict[str, Tensor], references: dict[str, Tensor]
+    ) -> Conditioning:
+        recipe = batch[0].recipe
+        size = self._token_size
+        context = torch.cat([contexts[request.recipe.prompt] for request in batch])
+        conditioning = Conditioning(
+            context=context,
+            text_ids=text_positions(context.shape[1]).to(self.device),
+            picture_ids=picture_positions(recipe.height // size, recipe.width // size).to(self.device),
+            guidance=recipe.guidance,
+            unconditional=contexts[""].expand_as(context) if batch[0].guided else None,
+        )
+        if not recipe.references:
+            return conditioning
+        ids = reference_positions([(r.height // size, r.width // size) for r in recipe.references]).to(self.device)
+        tokens = {
+            key: torch.cat([references[sha256] for sha256 in key], dim=1)
+            for key in {request.reference_key for request in batch}
+        }
+        if recipe.variant != "klein-kv":
+            joined = torch.cat([tokens[request.reference_key] for request in batch])
+            return replace(conditioning, references=joined, reference_ids=ids)
+        self._reference_caches = {
+            key: self._reference_caches.get(key) or self.transformer.reference_cache(tokens[key], ids) for key in tokens
+        }
+        return replace(
+            conditioning,
+            reference_cache=batch_caches([self._reference_caches[request.reference_key] for request in batch]),
+        )
+
+    def _decode(self, tokens: Tensor, rows: int, columns: int, convention: Convention) -> Image.Image:
+        decoded = self.autoencoder.decode(from_tokens(tokens, rows, columns).to(self.dtype))
+        return tensor_to_image(decoded, convention.rounds_pixels)
+
+    @property
+    def _token_size(self) -> int:
+        return self.checkpoint.autoencoder_config.token_size
+
+    @property
+    def _like(self) -> Tensor:
+        return torch.empty(0, dtype=self.dtype, device=self.device)
+
+
+def _public(step: FlowStep, batch: list[Request], decode: Callable[[Tensor], Image.Image]) -> Step:
+    return Step(
+        step.index,
+        step.steps,
+        step.sigma,
+        tuple(request.recipe for request in batch),
+        lambda which: decode(step.predicted[which : which + 1]),
+    )
+
+
+def load(
+    model: str | PathLike[str] = "sprite",
+    *,
+    precision: str = "auto",
+    device: str = "auto",
+    variant: str | None = None,
+    autoencoder: str | PathLike[str] | None = None,
+    text_encoder: str | PathLike[str] | None = None,
+    reference_limit: int | None = None,
+) -> Pipeline:
+    """A pipeline for a catalogue name, a folder, a file or a hub id; `headrace generate --help` explains the options.
+
+    precision: "auto", "fp32" or "bf16". device: "auto", "cpu", "cuda" or "mps". variant: "base", "distilled" or "kv",
+    where nothing else tells. autoencoder, text_encoder: for a single transformer file, or in place of the model's own.
+    reference_limit: how many references a prompt may have. Opens the model, loads nothing yet; raises RequestError
+    where it cannot be used.
+    """
+    checkpoint = open_checkpoint(model, variant=variant, autoencoder=autoencoder, text_encoder=text_encoder)
+    place = choose_device(device)
+    return Pipeline(checkpoint, choose_precision(precision, checkpoint.precision, place), place, reference_limit)

@@ -1,0 +1,166 @@
+"""The recipe: everything that determines a picture, validated once, and carried inside the file.
+
+Nothing here needs torch, so a request that cannot be is refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from headrace.errors import RequestError
+
+MAX_AREA = 2048 * 2048
+SIZE_STEP = 16
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
+MAX_SEED = 2**64 - 1
+MAX_PROMPT_CHARACTERS = 100_000
+MAX_COUNT = 10_000
+
+
+@dataclass(frozen=True)
+class ReferenceRecord:
+    """One reference as it was used: the hash of its pixels at the size the model saw."""
+
+    sha256: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What determines a picture. The same recipe on the same kind of device gives the same bits (DESIGN §3.1)."""
+
+    model: str
+    model_hash: str
+    variant: str
+    precision: str
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    seed: int
+    convention: str
+    text_length: int
+    version: str
+    references: tuple[ReferenceRecord, ...] = ()
+    compiled: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe in plain JSON types."""
+        return asdict(self) | {"references": [asdict(reference) for reference in self.references]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe from `as_dict`'s form. Raises RequestError where a field is missing, unknown or of the wrong type."""
+        expected = {field.name: field.type for field in fields(cls)}
+        if set(values) - set(expected):
+            raise RequestError(f"The recipe has fields this version does not know: {_names(set(values) - set(expected))}.")
+        required = set(expected) - {"references", "compiled"}
+        if required - set(values):
+            raise RequestError(f"The recipe lacks {_names(required - set(values))}, so the picture cannot be made again.")
+        for name, value in values.items():
+            if name != "references" and not isinstance(value, _TYPES[str(expected[name])]):
+                raise RequestError(f"The recipe's {name} is {value!r}, which is not of the kind {expected[name]}.")
+        try:
+            references = tuple(ReferenceRecord(**record) for record in values.get("references", ()))
+        except TypeError as error:
+            raise RequestError("The recipe's references are not records of sha256, width and height.") from error
+        return cls(**{**values, "references": references})
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"1024x768"` -> (1024, 768), checked as `check_size` does."""
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text)  # noqa: RUF001 (people paste the real sign)
+    if match is None:
+        raise RequestError(f"The size {text!r} is not WIDTHxHEIGHT; write it like 1024x768.")
+    return check_size(int(match[1]), int(match[2]))
+
+
+def check_size(width: int, height: int) -> tuple[int, int]:
+    """Any multiples of 16 up to 4 MP (2048x2048 pixels). Raises RequestError naming the two nearest sizes that work."""
+    if width % SIZE_STEP == 0 and height % SIZE_STEP == 0 and 0 < min(width, height) and width * height <= MAX_AREA:
+        return width, height
+    reason = (
+        "has more than 4 megapixels" if width * height > MAX_AREA else f"is not made of multiples of {SIZE_STEP} pixels"
+    )
+    first, second = (f"{w}x{h}" for w, h in nearest_sizes(width, height))
+    raise RequestError(f"The size {width}x{height} {reason}; the nearest that work are {first} and {second}.")
+
+
+def nearest_sizes(width: int, height: int) -> list[tuple[int, int]]:
+    """The two permitted sizes nearest to (width, height), judged by the relative change of both sides."""
+    width, height = max(width, 1), max(height, 1)
+    shrink = min(1.0, math.sqrt(MAX_AREA / (width * height)))
+
+    def around(side: float) -> list[int]:
+        middle = min(round(side / SIZE_STEP), MAX_AREA // SIZE_STEP**2)
+        return [SIZE_STEP * max(1, middle + offset) for offset in (-2, -1, 0, 1, 2)]
+
+    candidates = {
+        (w, h) for w, h in itertools.product(around(width * shrink), around(height * shrink)) if w * h <= MAX_AREA
+    }
+    while len(candidates) < 2:
+        longest = max(candidates, default=(MAX_AREA // SIZE_STEP, SIZE_STEP))
+        candidates |= {longest, (max(longest[0] - SIZE_STEP, SIZE_STEP), max(longest[1] - SIZE_STEP, SIZE_STEP))}
+    distance = {
+        size: abs(math.log(size[0] / (width * shrink))) + abs(math.log(size[1] / (height * shrink)))
+        for size in candidates
+    }
+    return sorted(candidates, key=lambda size: (distance[size], size))[:2]
+
+
+def check_prompt(prompt: str) -> str:
+    """A prompt with at least one visible character and at most 100,000. Raises RequestError."""
+    if not prompt.strip():
+        raise RequestError("The prompt is empty; say what the picture should show.")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise RequestError(f"The prompt has {len(prompt):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read.")
+    return prompt
+
+
+def check_steps(steps: int) -> int:
+    """1 to 1000 steps. Raises RequestError."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise RequestError(f"{steps} steps cannot be taken; choose 1 to {MAX_STEPS}.")
+    return steps
+
+
+def check_guidance(guidance: float) -> float:
+    """A finite number from 0 to 100. Raises RequestError."""
+    if not (math.isfinite(guidance) and 0 <= guidance <= MAX_GUIDANCE):
+        raise RequestError(f"A guidance of {guidance} cannot be; choose a number from 0 to {MAX_GUIDANCE:g}.")
+    return float(guidance)
+
+
+def check_seed(seed: int) -> int:
+    """0 to 2**64 - 1. Raises RequestError."""
+    if not 0 <= seed <= MAX_SEED:
+        raise RequestError(f"The seed {seed} is out of range; choose a whole number from 0 to {MAX_SEED}.")
+    return seed
+
+
+def check_count(count: int) -> int:
+    """1 to 10,000 pictures. Raises RequestError."""
+    if not 1 <= count <= MAX_COUNT:
+        raise RequestError(f"{count} pictures cannot be made at once; choose 1 to {MAX_COUNT:,}.")
+    return count
+
+
+def draw_seed() -> int:
+    """A fresh random seed of 32 bits, short enough to be typed again."""
+    return secrets.randbits(32)

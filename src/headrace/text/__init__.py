@@ -1,0 +1,1 @@
+"""Prompt to embeddings: templates, tokens and the language model's hidden states."""
