@@ -1,0 +1,203 @@
+"""The recipe inside the picture file, and the statement that a model made it.
+
+| file | recipe as JSON (the truth) | recipe for other tools | "made by a model" |
+|---|---|---|---|
+| PNG | iTXt `headrace` | tEXt or iTXt `parameters` | XMP |
+| JPEG, WebP | XMP `headrace:recipe` | EXIF UserComment | XMP, EXIF Software |
+
+`parameters` is the line that AUTOMATIC1111's web UI writes and most galleries read. The XMP carries IPTC's digital
+source type (https://cv.iptc.org/newscodes/digitalsourcetype/) and AI system properties (IPTC Photo Metadata 2025.1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from headrace.errors import RequestError
+from headrace.pictures import (
+    MAX_FILE_BYTES,
+    check_output,
+    encode_picture,
+    open_bounded,
+    picture_format,
+    read_file,
+    write_file,
+)
+from headrace.recipe import Recipe
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+MAX_RECIPE_BYTES = 2**20
+
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_NAMESPACE = "urn:headrace:recipe:1#"
+_TEXT_KEY = "headrace"
+
+_EXIF_SOFTWARE = 0x0131
+_EXIF_IFD = 0x8769
+_EXIF_USER_COMMENT = 0x9286
+
+# A JPEG segment holds 65,533 bytes; EXIF and XMP get one each, of which this much is for text.
+_JPEG_TEXT_BYTES = 64_000
+
+
+def save_picture(image: Image.Image, recipe: Recipe, path: str | os.PathLike[str]) -> Path:
+    """Write a picture with its recipe inside, whole or not at all, and return the path; the format goes by the ending.
+
+    Raises RequestError where the place or ending cannot be, or the recipe is longer than a JPEG can carry, and
+    HeadraceError where the disk is full.
+    """
+    target = check_output(path)
+    write_file(target, encode_with_recipe(image, recipe, picture_format(target)))
+    return target
+
+
+def encode_with_recipe(image: Image.Image, recipe: Recipe, file_format: str) -> bytes:
+    """The bytes of a picture file with its recipe inside; `file_format` is PNG, JPEG or WEBP."""
+    document = _to_json(recipe.as_dict())
+    if file_format == "PNG":
+        return encode_picture(image, file_format, {"pnginfo": _png_text(recipe, document)})
+    if file_format == "JPEG":
+        _check_room_in_jpeg(document)
+    exif = _exif(recipe, limit=_JPEG_TEXT_BYTES if file_format == "JPEG" else MAX_RECIPE_BYTES)
+    return encode_picture(image, file_format, {"exif": exif, "xmp": _xmp(recipe, document).encode()})
+
+
+def check_prompt_fits(prompt: str, path: str | os.PathLike[str]) -> None:
+    """Raises RequestError where `path` asks for a JPEG and the prompt leaves no room in it for the recipe."""
+    if picture_format(path) == "JPEG":
+        references = [{"sha256": "0" * 64, "width": 9999, "height": 9999}] * 16
+        _check_room_in_jpeg(_to_json({"prompt": prompt, "references": references}))
+
+
+def _check_room_in_jpeg(document: str) -> None:
+    if len(escape(document).encode()) > _JPEG_TEXT_BYTES:
+        raise RequestError("The prompt is longer than a JPEG file can carry; shorten it, or write PNG or WebP.")
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe that Headrace put into a PNG, JPEG or WebP file.
+
+    Raises RequestError where the file is no such picture, carries no recipe, or one that was damaged.
+    """
+    name = f"picture {path}"
+    image = open_bounded(read_file(Path(path), "picture", MAX_FILE_BYTES), name)
+    document = _embedded_json(image, name)
+    if document is None:
+        raise RequestError(f"The {name} carries no Headrace recipe; it was made or rewritten by something else.")
+    if len(document) > MAX_RECIPE_BYTES:
+        raise RequestError(f"The recipe in the {name} is larger than {MAX_RECIPE_BYTES // 2**20} MiB.")
+    try:
+        values = json.loads(document)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"The recipe in the {name} is damaged: it is not JSON.") from error
+    if not isinstance(values, dict):
+        raise RequestError(f"The recipe in the {name} is damaged: it is not a JSON object.")
+    return Recipe.from_dict(values)
+
+
+def parameters_text(recipe: Recipe) -> str:
+    """The recipe as AUTOMATIC1111's web UI writes it: the prompt, then one line of `Name: value` pairs."""
+    # Readers split at these words, wherever they stand.
+    prompt = recipe.prompt.replace("Negative prompt:", "Negative prompt :").strip()
+    values = {
+        "Steps": recipe.steps,
+        "Sampler": "Euler",
+        "CFG scale": recipe.guidance,
+        "Seed": recipe.seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model hash": recipe.model_hash.removeprefix("sha256:")[:10],
+        "Model": recipe.model,
+        "Version": f"headrace {recipe.version}",
+    }
+    return prompt + "\n" + ", ".join(f"{name}: {_quoted(str(value))}" for name, value in values.items())
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
+
+
+def _to_json(values: dict[str, Any]) -> str:
+    # Escaped beyond what JSON asks for: what XML cannot hold, and halves of surrogate pairs, which UTF-8 cannot.
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    return re.sub("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _png_text(recipe: Recipe, document: str) -> Any:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("parameters", _printable(parameters_text(recipe)))
+    text.add_itxt(_TEXT_KEY, document)
+    text.add_itxt("XML:com.adobe.xmp", _xmp(recipe, None))
+    return text
+
+
+def _exif(recipe: Recipe, limit: int) -> Image.Exif:
+    from PIL import Image
+
+    text = _printable(parameters_text(recipe))
+    if len(text.encode("utf-16-be")) > limit:
+        prompt, values = text.rsplit("\n", 1)
+        # Every character takes at most four bytes.
+        text = prompt[: limit // 4 - len(values) - 4] + "...\n" + values
+    exif = Image.Exif()
+    exif[_EXIF_SOFTWARE] = f"headrace {recipe.version}; AI generated"
+    exif.get_ifd(_EXIF_IFD)[_EXIF_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    return exif
+
+
+def _printable(text: str) -> str:
+    # What neither XML nor UTF-8 can hold becomes a space; only the JSON, which escapes it, is exact.
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", " ", text)
+
+
+def _xmp(recipe: Recipe, document: str | None) -> str:
+    properties = {
+        "Iptc4xmpExt:DigitalSourceType": DIGITAL_SOURCE_TYPE,
+        "Iptc4xmpExt:AISystemUsed": recipe.model,
+        "Iptc4xmpExt:AISystemVersionUsed": recipe.model_hash,
+        "xmp:CreatorTool": f"headrace {recipe.version}",
+    }
+    if document is not None:
+        properties["headrace:recipe"] = document
+    body = "".join(f"<{name}>{escape(_printable(value))}</{name}>" for name, value in properties.items())
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"><rdf:Description rdf:about=""'
+        ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:xmp="http://ns.adobe.com/xap/1.0/"'
+        f' xmlns:headrace="{_NAMESPACE}">{body}</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    )
+
+
+def _embedded_json(image: Image.Image, name: str) -> str | None:
+    text = image.info.get(_TEXT_KEY)
+    if isinstance(text, str):
+        return text
+    packet = image.info.get("xmp")
+    if not isinstance(packet, bytes):
+        return None
+    try:
+        return _recipe_in_xmp(packet[: 2 * MAX_RECIPE_BYTES].decode())
+    except (UnicodeDecodeError, ElementTree.ParseError) as error:
+        raise RequestError(f"The XMP in the {name} is damaged, and with it the recipe.") from error
+
+
+def _recipe_in_xmp(packet: str) -> str | None:
+    if "<!DOCTYPE" in packet:  # XMP has none, and with it come entities that grow without bound
+        return None
+    tag = f"{{{_NAMESPACE}}}recipe"
+    for element in ElementTree.fromstring(packet.strip("\ufeff\0 \n")).iter():
+        if element.tag == tag:
+            return element.text or ""
+        if tag in element.attrib:  # other tools may fold a simple property into an attribute
+            return element.attrib[tag]
+    return None
