@@ -1,0 +1,364 @@
+"""From what a user names (a catalogue name, folder, file or hub id) to a checkpoint that is known to be whole.
+
+Opening reads headers and configurations only. What is returned has been checked: every tensor that will be loaded is
+there, in the shape the configuration asks for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from headrace import catalog
+from headrace.catalog import Licence, PublishedModel, TextSettings, Variant
+from headrace.checkpoints import configs, hub
+from headrace.checkpoints.components import (
+    Component,
+    autoencoder_component,
+    describe,
+    language_model_component,
+    transformer_component,
+)
+from headrace.checkpoints.recognise import recognise
+from headrace.checkpoints.weights import Weights, read_weights
+from headrace.errors import RequestError
+from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
+
+BUNDLED_MODELS = Path(__file__).parent.parent / "models"
+SETTINGS_FILE = "headrace.json"
+MAX_TEXT_LENGTH = 4096
+MAX_STEPS = 1000
+MAX_SIDE = 8192
+
+KleinKind = Literal["base", "distilled", "kv"]
+KLEIN_KINDS: dict[str, Variant] = {"base": "klein-base", "distilled": "klein", "kv": "klein-kv"}
+PRECISION_NAMES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+PIPELINES = ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline")
+SETTINGS = frozenset(
+    {"name", "licence", "text_length", "text_layers", "steps", "guidance", "default_size", "reference_limit"}
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole model on disk, and what it was made to be used with.
+
+    source: what the user named. licence: None where nobody said. notes: sentences the user should see once.
+    default_size: width and height in pixels. guidance: without effect for the distilled variants.
+    """
+
+    name: str
+    source: str
+    variant: Variant
+    transformer_config: TransformerConfig
+    autoencoder_config: AutoencoderConfig
+    language_model_config: LanguageModelConfig
+    text: TextSettings
+    tokenizer_file: Path
+    steps: int
+    guidance: float
+    default_size: tuple[int, int]
+    reference_limit: int
+    licence: str | None
+    notes: tuple[str, ...]
+    transformer: Component
+    autoencoder: Component
+    language_model: Component
+
+    @property
+    def precision(self) -> str:
+        """What the transformer's weights are stored in: "fp32", "bf16", "fp16", "fp64", or "mixed"."""
+        dtypes = {entry.dtype for entry in self.transformer.tensors.values() if len(entry.shape) > 1}
+        return PRECISION_NAMES[dtypes.pop()] if len(dtypes) == 1 else "mixed"
+
+
+def open_checkpoint(
+    model: str | Path,
+    *,
+    variant: str | None = None,
+    autoencoder: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+) -> Checkpoint:
+    """Finds and checks a model; nothing is loaded.
+
+    model: a name from the catalogue, a folder in diffusers' layout, a transformer file or folder, or a hub id. A
+    catalogue name goes before a folder of the same name, which can be written ./name.
+    variant: "base", "distilled" or "kv", for a klein transformer that does not say which it is.
+    autoencoder: a file or folder, and text_encoder: a folder of Hugging Face's, to be used instead of the model's own
+    or with a transformer that comes alone.
+    Raises RequestError, in one sentence, for everything that cannot be used.
+    """
+    if variant is not None and variant not in KLEIN_KINDS:
+        raise RequestError(f"The variant {variant!r} is not known: use base, distilled or kv.")
+    parts = _Parts(
+        variant=None if variant is None else KLEIN_KINDS[variant],
+        autoencoder=None if autoencoder is None else Path(autoencoder).expanduser(),
+        text_encoder=None if text_encoder is None else Path(text_encoder).expanduser(),
+    )
+    name = str(model)
+    published = next((entry for entry in catalog.PUBLISHED if name in (entry.name, entry.hub_id)), None)
+    if published is not None and published.hub_id is not None:
+        return _from_hub(name, published.hub_id, published, parts)
+    if name in catalog.BUNDLED:
+        return _open_pipeline(BUNDLED_MODELS / name, name, None, parts)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if (path / "model_index.json").is_file():
+            return _open_pipeline(path, name, None, parts)
+        return _open_transformer(path, name, parts)
+    if path.is_file():
+        return _open_transformer(path, name, parts)
+    if isinstance(model, str) and HUB_ID.fullmatch(name) and ".." not in name:
+        return _from_hub(name, name, None, parts)
+    known = ", ".join((*catalog.BUNDLED, *(entry.name for entry in catalog.PUBLISHED)))
+    raise RequestError(f"{name!r} is neither a file, nor a folder, nor a hub id, nor one of {known}.")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the user named beside the model."""
+
+    variant: Variant | None
+    autoencoder: Path | None
+    text_encoder: Path | None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a checkpoint is used with: the published values, or those of a headrace.json beside it."""
+
+    name: str
+    licence: str | None
+    text_length: int | None = None
+    text_layers: tuple[int, ...] | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    default_size: tuple[int, int] = catalog.DEFAULT_SIZE
+    reference_limit: int = catalog.REFERENCE_LIMIT
+    notes: tuple[str, ...] = ()
+
+
+def _from_hub(source: str, hub_id: str, published: PublishedModel | None, parts: _Parts) -> Checkpoint:
+    folder, fetched = hub.fetch(hub_id)
+    checkpoint = _open_pipeline(folder, source, published, parts)
+    if published is None or not fetched:
+        return checkpoint
+    note = published.licence.sentence(hub_id, hub.page(hub_id))
+    return replace(checkpoint, notes=(note, *checkpoint.notes))
+
+
+def _open_pipeline(folder: Path, source: str, published: PublishedModel | None, parts: _Parts) -> Checkpoint:
+    """A folder in diffusers' layout."""
+    index = configs.read_fields(folder / "model_index.json")
+    kind = index.text("_class_name")
+    if kind not in PIPELINES:
+        raise RequestError(f"{folder} is saved from diffusers' {kind}, which is not a FLUX.2 pipeline.")
+    variant = _pipeline_variant(folder, kind, index, published, parts.variant)
+    settings = _settings(folder, published.name if published else folder.resolve().name, published)
+    transformer, transformer_config = transformer_component(
+        read_weights(folder / "transformer"), configs.read_transformer_config(folder / "transformer" / "config.json")
+    )
+    return _assembled(
+        source,
+        variant,
+        settings,
+        (transformer, transformer_config),
+        parts.autoencoder or folder / "vae",
+        parts.text_encoder or folder,
+    )
+
+
+def _open_transformer(path: Path, source: str, parts: _Parts) -> Checkpoint:
+    """A transformer that comes alone, as a file in either layout or as a folder of diffusers'."""
+    weights = read_weights(path)
+    config_file = path / "config.json"
+    config = configs.read_transformer_config(config_file) if config_file.is_file() else None
+    transformer, transformer_config = transformer_component(weights, config)
+    autoencoder = parts.autoencoder
+    if autoencoder is None and any(found.kind == "autoencoder" for found in recognise(weights.tensors)):
+        autoencoder = path
+    if autoencoder is None or parts.text_encoder is None:
+        wanted = [
+            option
+            for option, given in (
+                ("--autoencoder FILE|FOLDER", autoencoder),
+                ("--text-encoder FOLDER", parts.text_encoder),
+            )
+            if given is None
+        ]
+        raise RequestError(f"{path} is a transformer alone: name what belongs to it with {' and '.join(wanted)}.")
+    variant = _transformer_variant(path, transformer_config, parts.variant)
+    name = path.stem if path.is_file() else path.resolve().name
+    return _assembled(
+        source, variant, _Settings(name, None), (transformer, transformer_config), autoencoder, parts.text_encoder
+    )
+
+
+def _pipeline_variant(
+    folder: Path, kind: str, index: configs.Fields, published: PublishedModel | None, chosen: Variant | None
+) -> Variant:
+    if kind == "Flux2Pipeline":
+        if chosen is not None:
+            raise RequestError(f"{folder} is FLUX.2-dev's kind, which has no variants: leave --variant out.")
+        return "dev"
+    if chosen is not None:
+        return chosen
+    if published is not None:
+        return published.variant
+    if kind == "Flux2KleinKVPipeline":
+        return "klein-kv"
+    if "is_distilled" not in index.values:
+        raise RequestError(f"{index.source} does not say is_distilled: name the --variant (base, distilled or kv).")
+    return "klein" if index.flag("is_distilled", False) else "klein-base"
+
+
+def _transformer_variant(path: Path, config: TransformerConfig, chosen: Variant | None) -> Variant:
+    if config.guidance_embed:
+        if chosen is not None:
+            raise RequestError(f"{path} embeds its guidance as FLUX.2-dev does, which has no variants: leave --variant out.")
+        return "dev"
+    if chosen is not None:
+        return chosen
+    for published in catalog.PUBLISHED:
+        if path.name.lower() == published.single_file:
+            return published.variant
+    raise RequestError(
+        f"{path} is a klein transformer, and its tensors do not tell which: name the --variant (base, distilled or kv)."
+    )
+
+
+def _settings(folder: Path, name: str, published: PublishedModel | None) -> _Settings:
+    settings = _Settings(name, published.licence.name if published else None)
+    file = folder / SETTINGS_FILE
+    if not file.is_file():
+        return settings
+    fields = configs.read_fields(file)
+    given = fields.values
+    size = fields.whole_numbers("default_size", catalog.DEFAULT_SIZE)
+    if len(size) != 2 or max(size) > MAX_SIDE:
+        raise RequestError(f"{file} sets default_size to {list(size)}, which is not a width and a height.")
+    layers = fields.whole_numbers("text_layers", at_least=0) if "text_layers" in given else None
+    surplus = sorted(set(given) - SETTINGS)
+    return _Settings(
+        name=fields.text("name", name),
+        licence=fields.text("licence") if "licence" in given else settings.licence,
+        text_length=fields.whole("text_length", at_most=MAX_TEXT_LENGTH) if "text_length" in given else None,
+        text_layers=layers,
+        steps=fields.whole("steps", at_most=MAX_STEPS) if "steps" in given else None,
+        guidance=fields.number("guidance") if "guidance" in given else None,
+        default_size=(size[0], size[1]),
+        reference_limit=fields.whole("reference_limit", catalog.REFERENCE_LIMIT, at_most=1000),
+        notes=(f"{file} holds settings that are not known and were not used: {', '.join(surplus)}.",) if surplus else (),
+    )
+
+
+def _assembled(
+    source: str,
+    variant: Variant,
+    settings: _Settings,
+    transformer: tuple[Component, TransformerConfig],
+    autoencoder_path: Path,
+    text_encoder_folder: Path,
+) -> Checkpoint:
+    transformer_part, transformer_config = transformer
+    autoencoder, autoencoder_config = _autoencoder(autoencoder_path)
+    if autoencoder_config.token_channels != transformer_config.in_channels:
+        raise RequestError(
+            f"{autoencoder.source} makes tokens of {autoencoder_config.token_channels} channels, but the transformer "
+            f"{transformer_part.source} reads {transformer_config.in_channels}: name the right --autoencoder."
+        )
+    encoder_folder, tokenizer_file = _text_encoder_files(text_encoder_folder)
+    language_config, kind = configs.read_language_model_config(encoder_folder / "config.json")
+    text = catalog.MISTRAL if kind == "mistral" else catalog.QWEN
+    text = replace(
+        text, layers=settings.text_layers or text.layers, length=settings.text_length or text.length
+    )
+    _check_text_encoder(encoder_folder, language_config, text, transformer_part, transformer_config)
+    language_model = language_model_component(read_weights(encoder_folder), language_config, max(text.layers))
+    steps, guidance = catalog.DEFAULTS[variant]
+    strangers = tuple(
+        f"{part.source} holds {len(part.strangers)} tensors that were not used ({', '.join(part.strangers[:3])}"
+        f"{', …' if len(part.strangers) > 3 else ''})."
+        for part in {part.source: part for part in (transformer_part, autoencoder, language_model)}.values()
+        if part.strangers
+    )
+    return Checkpoint(
+        name=settings.name,
+        source=source,
+        variant=variant,
+        transformer_config=transformer_config,
+        autoencoder_config=autoencoder_config,
+        language_model_config=language_config,
+        text=text,
+        tokenizer_file=tokenizer_file,
+        steps=settings.steps or steps,
+        guidance=settings.guidance or guidance,
+        default_size=settings.default_size,
+        reference_limit=settings.reference_limit,
+        licence=settings.licence or _licence(transformer_config, variant),
+        notes=(*settings.notes, *strangers),
+        transformer=transformer_part,
+        autoencoder=autoencoder,
+        language_model=language_model,
+    )
+
+
+def _autoencoder(path: Path) -> tuple[Component, AutoencoderConfig]:
+    """path: a file, diffusers' vae folder, or a whole folder in diffusers' layout."""
+    if (path / "vae").is_dir():
+        path = path / "vae"
+    config_file = path / "config.json"
+    config = configs.read_autoencoder_config(config_file) if config_file.is_file() else None
+    return autoencoder_component(read_weights(path), config)
+
+
+def _text_encoder_files(folder: Path) -> tuple[Path, Path]:
+    """The folder with the language model's weights, and the tokenizer's file."""
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder: the text encoder is a folder with config.json and its tokenizer.")
+    encoder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+    places = (encoder / "tokenizer.json", encoder.parent / "tokenizer" / "tokenizer.json")
+    for tokenizer_file in places:
+        if tokenizer_file.is_file():
+            return encoder, tokenizer_file
+    raise RequestError(f"{encoder} has no tokenizer.json, neither in it nor in {places[1].parent}.")
+
+
+def _check_text_encoder(
+    folder: Path,
+    config: LanguageModelConfig,
+    text: TextSettings,
+    transformer: Component,
+    transformer_config: TransformerConfig,
+) -> None:
+    if max(text.layers) > config.num_layers:
+        raise RequestError(
+            f"{folder} has {config.num_layers} layers, but the hidden states after layer {max(text.layers)} are needed."
+        )
+    width = len(text.layers) * config.hidden_size
+    if width == transformer_config.context_in_dim:
+        return
+    wanted = next(
+        (
+            encoder.name
+            for encoder in catalog.TEXT_ENCODERS
+            if len(encoder.settings.layers) * encoder.config.hidden_size == transformer_config.context_in_dim
+        ),
+        f"one of width {transformer_config.context_in_dim / len(text.layers):g}",
+    )
+    raise RequestError(
+        f"{folder} is the wrong text encoder: its {len(text.layers)} x {config.hidden_size} = {width} values a token do "
+        f"not fit the {transformer_config.context_in_dim} that the transformer {transformer.source} reads; "
+        f"the right one is {wanted}."
+    )
+
+
+def _licence(config: TransformerConfig, variant: Variant) -> str | None:
+    """The licence of the published model with these shapes: weights of the same shapes derive from it."""
+    for published in catalog.PUBLISHED:
+        if published.transformer == config and published.variant == variant:
+            return published.licence.name
+    return None
