@@ -14,6 +14,14 @@ DEFAULT_SIZE = (1024, 1024)
 REFERENCE_LIMIT = 10
 
 
+FLUX2_AUTOENCODER = AutoencoderConfig()
+# The small decoder (black-forest-labs/FLUX.2-small-decoder) goes with the encoder of the published autoencoder.
+AUTOENCODERS = {
+    "FLUX.2 autoencoder": FLUX2_AUTOENCODER,
+    "FLUX.2 autoencoder with the small decoder": AutoencoderConfig(decoder_channels=(96, 192, 384, 384)),
+}
+
+
 @dataclass(frozen=True)
 class TextSettings:
     """How a prompt becomes the transformer's context: `length` tokens, each the hidden states after `layers`, joined.
@@ -49,7 +57,7 @@ class Licence:
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One published model. `hub_id` is None for the model that comes with the package.
+    """One published model.
 
     single_file: the name of the file that holds the transformer alone, in Black Forest Labs' layout.
     guidance: embedded for dev, classifier-free for klein-base, and without effect for the distilled ones.
@@ -60,11 +68,11 @@ class PublishedModel:
     transformer: TransformerConfig
     text_encoder: TextEncoder
     licence: Licence
-    hub_id: str | None
-    single_file: str | None
+    hub_id: str
+    single_file: str
     steps: int
     guidance: float
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    autoencoder: AutoencoderConfig = FLUX2_AUTOENCODER
     default_size: tuple[int, int] = DEFAULT_SIZE
     reference_limit: int = REFERENCE_LIMIT
 
@@ -133,6 +141,11 @@ KLEIN_4B_TRANSFORMER = TransformerConfig(
 
 APACHE = Licence("Apache License 2.0", commercial_use=True)
 FLUX_NON_COMMERCIAL = Licence("FLUX Non-Commercial License", commercial_use=False)
+# By the licence's name as a headrace.json or a model card writes it, too.
+COMMERCIAL_USE = {licence.name: licence.commercial_use for licence in (APACHE, FLUX_NON_COMMERCIAL)} | {
+    "Apache-2.0": True,
+    "apache-2.0": True,
+}
 
 # Steps and guidance by which each kind was published.
 DEFAULTS: dict[Variant, tuple[int, float]] = {
@@ -160,12 +173,8 @@ def _published(
 
 
 PUBLISHED = (
-    _published(
-        "dev", "dev", DEV_TRANSFORMER, MISTRAL_SMALL, FLUX_NON_COMMERCIAL, "FLUX.2-dev", "flux2-dev"
-    ),
-    _published(
-        "klein-4b", "klein", KLEIN_4B_TRANSFORMER, QWEN3_4B, APACHE, "FLUX.2-klein-4B", "flux-2-klein-4b"
-    ),
+    _published("dev", "dev", DEV_TRANSFORMER, MISTRAL_SMALL, FLUX_NON_COMMERCIAL, "FLUX.2-dev", "flux2-dev"),
+    _published("klein-4b", "klein", KLEIN_4B_TRANSFORMER, QWEN3_4B, APACHE, "FLUX.2-klein-4B", "flux-2-klein-4b"),
     _published(
         "klein-base-4b",
         "klein-base",

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.checkpoints.digest import digest
+from headrace.checkpoints.inspect import Inspection, inspect
+from headrace.checkpoints.listing import ListedModel, listed_models
 from headrace.checkpoints.open import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -17,7 +19,18 @@ if TYPE_CHECKING:
     from headrace.nn.language_model import LanguageModel
     from headrace.nn.transformer import Transformer
 
-__all__ = ["Checkpoint", "digest", "load_autoencoder", "load_language_model", "load_transformer", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Inspection",
+    "ListedModel",
+    "digest",
+    "inspect",
+    "listed_models",
+    "load_autoencoder",
+    "load_language_model",
+    "load_transformer",
+    "open_checkpoint",
+]
 
 
 def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str) -> Transformer:

@@ -46,38 +46,71 @@ class Component:
     strangers: tuple[str, ...]
 
 
-def transformer_component(
-    weights: Weights, config: TransformerConfig | None = None
-) -> tuple[Component, TransformerConfig]:
-    """Finds the transformer among `weights`; its configuration is worked out from the tensors where none is given."""
+@dataclass(frozen=True)
+class Demand:
+    """The shapes of what has to be stored, by name, and how our tensors are made of it."""
+
+    shapes: Mapping[str, Shape]
+    plan: Mapping[str, Assembly]
+
+
+def transformer_component(weights: Weights) -> tuple[Component, TransformerConfig]:
+    """The transformer among `weights`. Raises RequestError unless it is there, whole and in plain floating point."""
     found, stored = find_network(weights, "transformer")
-    if config is None:
-        shapes = _our_shapes(TRANSFORMER_RULES, found, stored, 0)
-        config = configs.infer_transformer_config(weights.source, shapes)
-    shapes = transformer_shapes(config)
-    return _planned(weights, found, stored, TRANSFORMER_RULES, shapes, 0), config
+    config = transformer_config(weights, found, stored)
+    return _checked(weights, found, stored, transformer_demand(found, config)), config
 
 
-def autoencoder_component(
-    weights: Weights, config: AutoencoderConfig | None = None
-) -> tuple[Component, AutoencoderConfig]:
-    """Finds the autoencoder among `weights`; its configuration is worked out from the tensors where none is given."""
+def autoencoder_component(weights: Weights) -> tuple[Component, AutoencoderConfig]:
+    """The autoencoder among `weights`. Raises RequestError unless it is there, whole and in plain floating point."""
     found, stored = find_network(weights, "autoencoder")
-    if config is None:
-        levels = configs.count_numbered(stored, "decoder.up_blocks.")
-        shapes = _our_shapes(AUTOENCODER_RULES, found, stored, levels)
-        config = configs.infer_autoencoder_config(weights.source, shapes)
-    shapes = {name: shape for name, shape in autoencoder_shapes(config).items() if name != BATCH_COUNT}
-    stored = {name: entry for name, entry in stored.items() if name != BATCH_COUNT}
-    return _planned(weights, found, stored, AUTOENCODER_RULES, shapes, len(config.channels)), config
+    config = autoencoder_config(weights, found, stored)
+    return _checked(weights, found, stored, autoencoder_demand(found, config)), config
 
 
 def language_model_component(weights: Weights, config: LanguageModelConfig, layers: int) -> Component:
-    """Finds the first `layers` layers of a language model among `weights`; the final norm too, if those are all."""
+    """The first `layers` layers of a language model among `weights`, with the final norm if those are all.
+
+    Raises RequestError unless they are there, whole and in plain floating point.
+    """
     found, stored = find_network(weights, "text encoder")
+    demand = language_model_demand(config, layers)
+    used = {name: entry for name, entry in stored.items() if name in demand.shapes or not _is_above(name, layers)}
+    return _checked(weights, found, used, demand)
+
+
+def transformer_config(weights: Weights, found: Found, stored: Mapping[str, TensorEntry]) -> TransformerConfig:
+    """From the config.json that belongs to the weights, else worked out from their shapes."""
+    file = _config_file(weights, found)
+    if file is not None:
+        return configs.read_transformer_config(file)
+    return configs.infer_transformer_config(weights.source, _our_shapes(TRANSFORMER_RULES, found, stored, 0))
+
+
+def autoencoder_config(weights: Weights, found: Found, stored: Mapping[str, TensorEntry]) -> AutoencoderConfig:
+    """From the config.json that belongs to the weights, else worked out from their shapes."""
+    file = _config_file(weights, found)
+    if file is not None:
+        return configs.read_autoencoder_config(file)
+    levels = configs.count_numbered(stored, "decoder.up_blocks.")
+    return configs.infer_autoencoder_config(weights.source, _our_shapes(AUTOENCODER_RULES, found, stored, levels))
+
+
+def transformer_demand(found: Found, config: TransformerConfig) -> Demand:
+    """What has to be stored for a transformer in the layout that was found."""
+    return _demand(found, TRANSFORMER_RULES, transformer_shapes(config), 0)
+
+
+def autoencoder_demand(found: Found, config: AutoencoderConfig) -> Demand:
+    """What has to be stored for an autoencoder in the layout that was found."""
+    shapes = {name: shape for name, shape in autoencoder_shapes(config).items() if name != BATCH_COUNT}
+    return _demand(found, AUTOENCODER_RULES, shapes, len(config.channels))
+
+
+def language_model_demand(config: LanguageModelConfig, layers: int) -> Demand:
+    """What has to be stored for the first `layers` layers of a language model."""
     shapes = language_model_shapes(config, layers=layers, norm=layers == config.num_layers)
-    used = {name: entry for name, entry in stored.items() if name in shapes or not _is_above(name, layers)}
-    return _checked(weights, found, used, shapes, as_stored(shapes))
+    return Demand(shapes, as_stored(shapes))
 
 
 def find_network(weights: Weights, kind: Kind) -> tuple[Found, dict[str, TensorEntry]]:
@@ -93,22 +126,26 @@ def find_network(weights: Weights, kind: Kind) -> tuple[Found, dict[str, TensorE
     if len(fitting) > 1:
         raise RequestError(f"{weights.source} holds several networks that could be the {kind}.")
     found = fitting[0]
-    stored: dict[str, TensorEntry] = {}
-    for name, full_name in own_names(found, weights.tensors, everything).items():
-        ours = spelled_as_ours(name) if found.layout == "bfl" else name
-        if ours in stored:
-            raise RequestError(f"{weights.source} holds {ours} twice, in two spellings.")
-        if kind != "text encoder" or not BESIDE_LANGUAGE_MODEL.fullmatch(name):
-            stored[ours] = weights.tensors[full_name]
-    quantised = sorted(
-        {entry.dtype for name, entry in stored.items() if entry.dtype not in FLOAT_DTYPES and name != BATCH_COUNT}
-    )
+    stored = network_tensors(weights, found)
+    quantised = sorted({entry.dtype for entry in stored.values()} - FLOAT_DTYPES)
     if quantised:
         raise RequestError(
             f"{weights.source} stores its {kind} in {', '.join(quantised)}, which cannot be read yet: "
             "use the same weights in bf16, fp16 or fp32."
         )
     return found, stored
+
+
+def network_tensors(weights: Weights, found: Found) -> dict[str, TensorEntry]:
+    """The tensors of one network, by our spelling of their names without prefix."""
+    stored: dict[str, TensorEntry] = {}
+    for name, full_name in own_names(found, weights.tensors, recognise(weights.tensors)).items():
+        ours = spelled_as_ours(name) if found.layout == "bfl" else name
+        if ours in stored:
+            raise RequestError(f"{weights.source} holds {ours} twice, in two spellings.")
+        if name != BATCH_COUNT and (found.kind != "text encoder" or not BESIDE_LANGUAGE_MODEL.fullmatch(name)):
+            stored[ours] = weights.tensors[full_name]
+    return stored
 
 
 def describe(weights: Weights) -> str:
@@ -139,28 +176,24 @@ def _our_shapes(
     return shapes
 
 
-def _planned(
-    weights: Weights,
-    found: Found,
-    stored: Mapping[str, TensorEntry],
-    rules: tuple[Rule, ...],
-    shapes: Mapping[str, Shape],
-    levels: int,
-) -> Component:
+def _config_file(weights: Weights, found: Found) -> Path | None:
+    """The configuration in a folder, or beside a file in diffusers' layout, which is only ever half of a pair."""
+    folder = weights.source if weights.source.is_dir() else weights.source.parent
+    if weights.source.is_dir() or found.layout == "diffusers":
+        return folder / "config.json" if (folder / "config.json").is_file() else None
+    return None
+
+
+def _demand(found: Found, rules: tuple[Rule, ...], shapes: Mapping[str, Shape], levels: int) -> Demand:
     if found.layout == "bfl":
-        return _checked(weights, found, stored, shapes, as_stored(shapes))
-    required = {name: assembly.shape for name, assembly in to_diffusers(rules, shapes, levels).items()}
-    return _checked(weights, found, stored, required, from_diffusers(rules, shapes, levels))
+        return Demand(shapes, as_stored(shapes))
+    stored = {name: assembly.shape for name, assembly in to_diffusers(rules, shapes, levels).items()}
+    return Demand(stored, from_diffusers(rules, shapes, levels))
 
 
-def _checked(
-    weights: Weights,
-    found: Found,
-    stored: Mapping[str, TensorEntry],
-    required: Mapping[str, Shape],
-    plan: Mapping[str, Assembly],
-) -> Component:
-    """Raises RequestError unless what is stored is exactly what is required, in names and shapes."""
+def _checked(weights: Weights, found: Found, stored: Mapping[str, TensorEntry], demand: Demand) -> Component:
+    """Raises RequestError unless what is stored is exactly what is demanded, in names and shapes."""
+    required = demand.shapes
     missing = [found.prefix + name for name in required if name not in stored]
     if missing:
         _refuse_absent(weights, {name: weights.absent[name] for name in missing if name in weights.absent})
@@ -181,7 +214,7 @@ def _checked(
                 f"configuration asks for {list(shape)}."
             )
     files = tuple(sorted({entry.file for entry in stored.values()}))
-    return Component(weights.source, files, stored, plan, _strangers(weights))
+    return Component(weights.source, files, stored, demand.plan, strangers(weights))
 
 
 def _refuse_absent(weights: Weights, absent: Mapping[str, Path]) -> None:
@@ -197,12 +230,10 @@ def _is_above(name: str, layers: int) -> bool:
     return name == "norm.weight" if match is None else int(match.group(1)) >= layers
 
 
-def _strangers(weights: Weights) -> tuple[str, ...]:
+def strangers(weights: Weights) -> tuple[str, ...]:
     prefixes = tuple(found.prefix for found in recognise(weights.tensors))
     return tuple(
-        name
-        for name in weights.tensors
-        if not name.startswith(prefixes) and not BESIDE_LANGUAGE_MODEL.fullmatch(name) and name != BATCH_COUNT
+        name for name in weights.tensors if not name.startswith(prefixes) and not BESIDE_LANGUAGE_MODEL.fullmatch(name)
     )
 
 

@@ -5,7 +5,7 @@ Numbers come from outside, so each is checked for its type and bounded before an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,9 @@ class Fields:
         """Refuses a setting that changes the network in a way that no published FLUX.2 model uses."""
         value = self.values.get(name, accepted[0])
         if value not in accepted:
-            raise RequestError(f"{self.source} sets {name} to {_shown(value)}; only {accepted[0]!r} is known of FLUX.2.")
+            raise RequestError(
+                f"{self.source} sets {name} to {_shown(value)}; only {accepted[0]!r} is known of FLUX.2."
+            )
 
     def _given(self, name: str, default: Any) -> Any:
         value = self.values.get(name)
@@ -203,7 +205,8 @@ def _checked_autoencoder(source: Path, config: AutoencoderConfig) -> Autoencoder
     for width in (*config.channels, *(config.decoder_channels or ())):
         if width % config.norm_groups:
             raise RequestError(
-                f"{source} has a level of {width} channels, which its norms cannot share among {config.norm_groups} groups."
+                f"{source} has a level of {width} channels, which cannot be shared among the {config.norm_groups} "
+                "groups of its norms."
             )
     if config.decoder_channels is not None and len(config.decoder_channels) != len(config.channels):
         raise RequestError(f"{source} has not the same number of levels in its encoder and its decoder.")
@@ -236,7 +239,9 @@ def read_language_model_config(path: Path) -> tuple[LanguageModelConfig, str]:
     kv_heads = fields.whole("num_key_value_heads", defaults["num_key_value_heads"])
     head_dim = fields.whole("head_dim", 128 if kind == "qwen3" else hidden // heads)
     if heads % kv_heads or head_dim % 2:
-        raise RequestError(f"{path} has {heads} query heads for {kv_heads} key heads of {head_dim}: they do not divide.")
+        raise RequestError(
+            f"{path} has {heads} query heads for {kv_heads} key heads of {head_dim}: they do not divide."
+        )
     config = LanguageModelConfig(
         vocab_size=fields.whole("vocab_size", defaults["vocab_size"], at_most=2**24),
         hidden_size=hidden,
@@ -262,7 +267,9 @@ def _rope_theta(fields: Fields) -> float:
     rope = Fields(fields.source, {"rope_theta": fields.values.get("rope_theta"), **parameters})
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
     if kind != "default":
-        raise RequestError(f"{fields.source} scales its rotary positions by {_shown(kind)}; only 'default' is supported.")
+        raise RequestError(
+            f"{fields.source} scales its rotary positions by {_shown(kind)}; only 'default' is supported."
+        )
     return rope.number("rope_theta", DEFAULT_ROPE_THETA)
 
 
@@ -277,13 +284,17 @@ def _sliding_window(fields: Fields, kind: str, layers: int) -> int | None:
     if kinds is None:
         first = fields.values.get("max_window_layers", 28)
         if type(first) is not int:
-            raise RequestError(f"{fields.source} sets max_window_layers to {_shown(first)}, which is not a whole number.")
+            raise RequestError(
+                f"{fields.source} sets max_window_layers to {_shown(first)}, which is not a whole number."
+            )
         kinds = ["sliding_attention" if index >= first else "full_attention" for index in range(layers)]
     if all(layer == "full_attention" for layer in kinds):
         return None
     if all(layer == "sliding_attention" for layer in kinds):
         return fields.whole("sliding_window", 4096)
-    raise RequestError(f"{fields.source} uses a sliding window in some layers only, which no published text encoder does.")
+    raise RequestError(
+        f"{fields.source} uses a sliding window in some layers only, which no published text encoder does."
+    )
 
 
 def _matrix(source: Path, shapes: Mapping[str, Shape], name: str) -> tuple[int, int]:
@@ -304,9 +315,9 @@ def _shape(source: Path, shapes: Mapping[str, Shape], name: str, dimensions: int
     return shape
 
 
-def count_numbered(shapes: Mapping[str, Shape], prefix: str) -> int:
+def count_numbered(names: Iterable[str], prefix: str) -> int:
     """How many numbers follow `prefix` in the tensors' names, without a gap from 0."""
-    numbers = {name[len(prefix) :].split(".", 1)[0] for name in shapes if name.startswith(prefix)}
+    numbers = {name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)}
     count = 0
     while str(count) in numbers:
         count += 1

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from headrace.errors import RequestError
 
@@ -126,12 +126,12 @@ def _parse_header(path: Path, text: bytes, file_size: int) -> Header:
     end = data_start
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size)):
         if entry.offset != end:
-            raise RequestError(f"{path} is damaged: the bytes of {_shown(name)} do not follow those of the tensor before.")
+            raise RequestError(
+                f"{path} is damaged: the bytes of {_shown(name)} do not follow those of the tensor before."
+            )
         end += entry.size
     if file_size < end:
-        raise RequestError(
-            f"{path} ends at byte {file_size} of {end}: it was not downloaded whole; download it again."
-        )
+        raise RequestError(f"{path} ends at byte {file_size} of {end}: it was not downloaded whole; download it again.")
     if file_size > end:
         raise RequestError(f"{path} is damaged: {file_size - end} bytes follow its last tensor; download it again.")
     return Header(tensors, metadata)
@@ -160,9 +160,11 @@ def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry
     return TensorEntry(path, dtype, tuple(shape), data_start + offsets[0], size)
 
 
-def _is_whole_numbers(value: Any, at_most: int) -> bool:
+def _is_whole_numbers(value: object, at_most: int) -> TypeGuard[list[int]]:
     return (
-        isinstance(value, list) and len(value) <= at_most and all(type(number) is int and number >= 0 for number in value)
+        isinstance(value, list)
+        and len(value) <= at_most
+        and all(type(number) is int and number >= 0 for number in value)
     )
 
 

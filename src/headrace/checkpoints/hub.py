@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from headrace.checkpoints.weights import read_weights
 from headrace.errors import HeadraceError, RequestError
+
+# Published repositories hold the same transformer again as a single file, which is not wanted twice.
+NEEDED = (
+    "model_index.json",
+    "headrace.json",
+    "README.md",
+    "LICENSE*",
+    "transformer/*.json",
+    "transformer/*.safetensors",
+    "vae/*.json",
+    "vae/*.safetensors",
+    "text_encoder/*.json",
+    "text_encoder/*.safetensors",
+    "tokenizer/*.json",
+)
+MAX_CARD_BYTES = 2**16
 
 
 def page(hub_id: str) -> str:
@@ -13,4 +31,82 @@ def page(hub_id: str) -> str:
 
 
 def fetch(hub_id: str) -> tuple[Path, bool]:
-    raise NotImplementedError
+    """The folder with a repository's model in diffusers' layout, and whether anything had to be fetched for it.
+
+    What is whole on this machine already is used without asking the hub. Raises RequestError when the repository does
+    not exist or its licence has not been accepted, HeadraceError when it cannot be reached or stored.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    patterns = list(NEEDED)
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
+        if _is_whole(folder):
+            return folder, False
+    except HFValidationError as error:
+        raise RequestError(f"{hub_id!r} cannot be a hub id, which is written owner/name.") from error
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise RequestError(
+            f"{hub_id} is gated: accept its licence at {page(hub_id)}, then log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise RequestError(
+            f"{hub_id} is not on the hub, or is private: check its name, or log in with `hf auth login`."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise HeadraceError(
+                f"{hub_id} is not on this machine yet, and HF_HUB_OFFLINE forbids fetching it."
+            ) from error
+        raise HeadraceError(
+            f"{hub_id} is not whole on this machine, and {constants.ENDPOINT} cannot be reached: "
+            "check the network and try again; what was fetched is kept."
+        ) from error
+    except HfHubHTTPError as error:
+        raise HeadraceError(f"{constants.ENDPOINT} did not give {hub_id}: {_first_line(error)}") from error
+    except OSError as error:
+        raise HeadraceError(f"{hub_id} cannot be stored: {error.strerror or _first_line(error)}.") from error
+    if not (folder / "model_index.json").is_file():
+        raise RequestError(
+            f"{hub_id} is not in diffusers' layout (it has no model_index.json): download its file and name that."
+        )
+    return folder, True
+
+
+def card_licence(folder: Path) -> str | None:
+    """The licence that a model card (README.md) names at its head, if there is one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    with card.open("rb") as file:
+        text = file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
+    head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    for field in ("license_name", "license"):
+        found = re.search(rf"^{field}:[ \t]*([^\r\n]{{1,100}})$", head.group(1) if head else "", re.MULTILINE)
+        if found:
+            return found.group(1).strip().strip("'\"")
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return (folder / "model_index.json").is_file() and not any(
+            read_weights(folder / part).absent for part in ("transformer", "vae", "text_encoder")
+        )
+    except RequestError:
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,4 +1,4 @@
-"""How Black Forest Labs' tensor names, which the networks use, relate to diffusers' and to the prefixes met in the wild.
+"""How Black Forest Labs' tensor names, which are ours, relate to diffusers' and to prefixes met in the wild.
 
 The two layouts differ in names, in that diffusers splits the double-stream blocks' fused `qkv` in three and swaps the
 halves of the last modulation (scale, shift instead of shift, scale), and in that it writes the autoencoder's 1x1
@@ -170,7 +170,7 @@ def diffusers_names(rules: tuple[Rule, ...], name: str, levels: int) -> tuple[Ru
 
 
 def our_name(rules: tuple[Rule, ...], name: str, levels: int) -> tuple[Rule, str] | None:
-    """The rule for a tensor of diffusers', and what we call the tensor it is or is a part of; None for any other name."""
+    """The rule for a tensor of diffusers', and what we call the tensor it is (a part of); None for any other name."""
     for rule in rules:
         for template in rule.theirs:
             match = _pattern(template).fullmatch(name)

@@ -38,7 +38,8 @@ def fill_module(
     """Allocates a module that was built on the meta device, and reads its parameters and buffers.
 
     plan: how the entries of the module's state dict are made of the stored `tensors`; one without a plan is set to
-    zero. Floating-point values are converted to `dtype`. Afterwards the module is in evaluation mode and wants no gradients.
+    zero. Floating-point values are converted to `dtype`.
+    Afterwards the module is in evaluation mode and wants no gradients.
     Raises RequestError when a file ends early or cannot be read.
     """
     module.to(dtype=dtype)
@@ -80,7 +81,7 @@ def _read(file: FileIO, entry: TensorEntry, first: int, target: Tensor, buffer: 
     stored = TORCH_DTYPES[entry.dtype]
     position = entry.offset + first * stored.itemsize
     if stored == target.dtype and target.device.type == "cpu":
-        _read_exactly(file, position, memoryview(target.view(torch.uint8).numpy()))
+        _read_exactly(file, position, target.view(torch.uint8).numpy().data)
         return
     step = BUFFER_BYTES // stored.itemsize
     for start in range(0, target.numel(), step):

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 from headrace import catalog
-from headrace.catalog import Licence, PublishedModel, TextSettings, Variant
+from headrace.catalog import PublishedModel, TextSettings, Variant
 from headrace.checkpoints import configs, hub
 from headrace.checkpoints.components import (
     Component,
     autoencoder_component,
-    describe,
     language_model_component,
     transformer_component,
 )
 from headrace.checkpoints.recognise import recognise
-from headrace.checkpoints.weights import Weights, read_weights
+from headrace.checkpoints.weights import read_weights
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
 
@@ -100,7 +99,7 @@ def open_checkpoint(
     )
     name = str(model)
     published = next((entry for entry in catalog.PUBLISHED if name in (entry.name, entry.hub_id)), None)
-    if published is not None and published.hub_id is not None:
+    if published is not None:
         return _from_hub(name, published.hub_id, published, parts)
     if name in catalog.BUNDLED:
         return _open_pipeline(BUNDLED_MODELS / name, name, None, parts)
@@ -144,9 +143,12 @@ class _Settings:
 def _from_hub(source: str, hub_id: str, published: PublishedModel | None, parts: _Parts) -> Checkpoint:
     folder, fetched = hub.fetch(hub_id)
     checkpoint = _open_pipeline(folder, source, published, parts)
-    if published is None or not fetched:
+    if not fetched:
         return checkpoint
-    note = published.licence.sentence(hub_id, hub.page(hub_id))
+    if published is not None:
+        note = published.licence.sentence(hub_id, hub.page(hub_id))
+    else:
+        note = f"{hub_id} is under the licence {checkpoint.licence or 'that its page names'} (see {hub.page(hub_id)})."
     return replace(checkpoint, notes=(note, *checkpoint.notes))
 
 
@@ -157,26 +159,17 @@ def _open_pipeline(folder: Path, source: str, published: PublishedModel | None, 
     if kind not in PIPELINES:
         raise RequestError(f"{folder} is saved from diffusers' {kind}, which is not a FLUX.2 pipeline.")
     variant = _pipeline_variant(folder, kind, index, published, parts.variant)
-    settings = _settings(folder, published.name if published else folder.resolve().name, published)
-    transformer, transformer_config = transformer_component(
-        read_weights(folder / "transformer"), configs.read_transformer_config(folder / "transformer" / "config.json")
-    )
+    settings = _settings(folder, _pipeline_name(folder, source, published), published)
+    transformer = transformer_component(read_weights(folder / "transformer"))
     return _assembled(
-        source,
-        variant,
-        settings,
-        (transformer, transformer_config),
-        parts.autoencoder or folder / "vae",
-        parts.text_encoder or folder,
+        source, variant, settings, transformer, parts.autoencoder or folder / "vae", parts.text_encoder or folder
     )
 
 
 def _open_transformer(path: Path, source: str, parts: _Parts) -> Checkpoint:
     """A transformer that comes alone, as a file in either layout or as a folder of diffusers'."""
     weights = read_weights(path)
-    config_file = path / "config.json"
-    config = configs.read_transformer_config(config_file) if config_file.is_file() else None
-    transformer, transformer_config = transformer_component(weights, config)
+    transformer, config = transformer_component(weights)
     autoencoder = parts.autoencoder
     if autoencoder is None and any(found.kind == "autoencoder" for found in recognise(weights.tensors)):
         autoencoder = path
@@ -190,11 +183,16 @@ def _open_transformer(path: Path, source: str, parts: _Parts) -> Checkpoint:
             if given is None
         ]
         raise RequestError(f"{path} is a transformer alone: name what belongs to it with {' and '.join(wanted)}.")
-    variant = _transformer_variant(path, transformer_config, parts.variant)
+    variant = _transformer_variant(path, config, parts.variant)
     name = path.stem if path.is_file() else path.resolve().name
-    return _assembled(
-        source, variant, _Settings(name, None), (transformer, transformer_config), autoencoder, parts.text_encoder
-    )
+    return _assembled(source, variant, _Settings(name, None), (transformer, config), autoencoder, parts.text_encoder)
+
+
+def _pipeline_name(folder: Path, source: str, published: PublishedModel | None) -> str:
+    """The catalogue's name, else the hub id, else the folder's."""
+    if published is not None:
+        return published.name
+    return folder.resolve().name if Path(source).expanduser().is_dir() or source in catalog.BUNDLED else source
 
 
 def _pipeline_variant(
@@ -218,7 +216,9 @@ def _pipeline_variant(
 def _transformer_variant(path: Path, config: TransformerConfig, chosen: Variant | None) -> Variant:
     if config.guidance_embed:
         if chosen is not None:
-            raise RequestError(f"{path} embeds its guidance as FLUX.2-dev does, which has no variants: leave --variant out.")
+            raise RequestError(
+                f"{path} embeds its guidance as FLUX.2-dev does, which has no variants: leave --variant out."
+            )
         return "dev"
     if chosen is not None:
         return chosen
@@ -231,7 +231,7 @@ def _transformer_variant(path: Path, config: TransformerConfig, chosen: Variant 
 
 
 def _settings(folder: Path, name: str, published: PublishedModel | None) -> _Settings:
-    settings = _Settings(name, published.licence.name if published else None)
+    settings = _Settings(name, published.licence.name if published else hub.card_licence(folder))
     file = folder / SETTINGS_FILE
     if not file.is_file():
         return settings
@@ -251,7 +251,9 @@ def _settings(folder: Path, name: str, published: PublishedModel | None) -> _Set
         guidance=fields.number("guidance") if "guidance" in given else None,
         default_size=(size[0], size[1]),
         reference_limit=fields.whole("reference_limit", catalog.REFERENCE_LIMIT, at_most=1000),
-        notes=(f"{file} holds settings that are not known and were not used: {', '.join(surplus)}.",) if surplus else (),
+        notes=(f"{file} holds settings that are not known and were not used: {', '.join(surplus)}.",)
+        if surplus
+        else (),
     )
 
 
@@ -273,9 +275,7 @@ def _assembled(
     encoder_folder, tokenizer_file = _text_encoder_files(text_encoder_folder)
     language_config, kind = configs.read_language_model_config(encoder_folder / "config.json")
     text = catalog.MISTRAL if kind == "mistral" else catalog.QWEN
-    text = replace(
-        text, layers=settings.text_layers or text.layers, length=settings.text_length or text.length
-    )
+    text = replace(text, layers=settings.text_layers or text.layers, length=settings.text_length or text.length)
     _check_text_encoder(encoder_folder, language_config, text, transformer_part, transformer_config)
     language_model = language_model_component(read_weights(encoder_folder), language_config, max(text.layers))
     steps, guidance = catalog.DEFAULTS[variant]
@@ -308,17 +308,15 @@ def _assembled(
 
 def _autoencoder(path: Path) -> tuple[Component, AutoencoderConfig]:
     """path: a file, diffusers' vae folder, or a whole folder in diffusers' layout."""
-    if (path / "vae").is_dir():
-        path = path / "vae"
-    config_file = path / "config.json"
-    config = configs.read_autoencoder_config(config_file) if config_file.is_file() else None
-    return autoencoder_component(read_weights(path), config)
+    return autoencoder_component(read_weights(path / "vae" if (path / "vae").is_dir() else path))
 
 
 def _text_encoder_files(folder: Path) -> tuple[Path, Path]:
     """The folder with the language model's weights, and the tokenizer's file."""
     if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder: the text encoder is a folder with config.json and its tokenizer.")
+        raise RequestError(
+            f"{folder} is not a folder: the text encoder is a folder with config.json and its tokenizer."
+        )
     encoder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
     places = (encoder / "tokenizer.json", encoder.parent / "tokenizer" / "tokenizer.json")
     for tokenizer_file in places:
@@ -350,8 +348,8 @@ def _check_text_encoder(
         f"one of width {transformer_config.context_in_dim / len(text.layers):g}",
     )
     raise RequestError(
-        f"{folder} is the wrong text encoder: its {len(text.layers)} x {config.hidden_size} = {width} values a token do "
-        f"not fit the {transformer_config.context_in_dim} that the transformer {transformer.source} reads; "
+        f"{folder} is the wrong text encoder: its {len(text.layers)} x {config.hidden_size} = {width} values a token "
+        f"do not fit the {transformer_config.context_in_dim} that the transformer {transformer.source} reads; "
         f"the right one is {wanted}."
     )
 
