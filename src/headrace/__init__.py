@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from headrace.errors import Cancelled, HeadraceError, RequestError
 
 if TYPE_CHECKING:
-    from headrace.checkpoints import inspect
+    from headrace.checkpoints.inspect import inspect
     from headrace.pipeline import Picture, Pipeline, load
     from headrace.recipe import Recipe
 
@@ -23,7 +23,7 @@ _MODULE_OF = {
     "Picture": "headrace.pipeline",
     "Pipeline": "headrace.pipeline",
     "Recipe": "headrace.recipe",
-    "inspect": "headrace.checkpoints",
+    "inspect": "headrace.checkpoints.inspect",
     "load": "headrace.pipeline",
 }
 

@@ -1,0 +1,224 @@
+"""`headrace generate`."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from headrace.cli.terminal import progress_bar
+from headrace.errors import RequestError
+from headrace.pictures import check_output, open_picture, read_file
+from headrace.provenance.metadata import check_prompt_fits, encode_with_recipe
+from headrace.recipe import (
+    MAX_PROMPT_CHARACTERS,
+    check_count,
+    check_guidance,
+    check_prompt,
+    check_seed,
+    check_steps,
+    draw_seed,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from headrace.pipeline import Picture, Step
+
+STANDARD = Path("-")
+MAX_PROMPT_BYTES = 4 * MAX_PROMPT_CHARACTERS
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=_FILE,
+    metavar="FILE",
+    help="Where to write: .png, .jpg or .webp, or - for a PNG on standard output. With -n, the seed is added to each "
+    "name. Default: headrace-SEED.png, or a new name where that is taken.",
+)
+@click.option("--prompt-file", type=_FILE, metavar="FILE", help="Read the prompt from a file; - is standard input.")
+@click.option(
+    "--ref",
+    "references",
+    type=_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="A reference picture. Given again for more: image 1, image 2, ... of the prompt, in this order.",
+)
+@click.option("--size", metavar="WxH", help="Multiples of 16. Default: the first reference's, or else the model's.")
+@click.option("--steps", type=int, metavar="N", help="Default: the model's.")
+@click.option(
+    "--guidance",
+    type=float,
+    metavar="G",
+    help="How strongly to follow the prompt; without effect on distilled models. Default: the model's.",
+)
+@click.option("--seed", type=int, metavar="S", help="Drawn, and printed, when not given.")
+@click.option("-n", "--count", type=int, default=1, metavar="COUNT", help="So many pictures, with seeds S, S+1, ...")
+@click.option("--model", default="sprite", show_default=True, metavar="NAME|FOLDER|FILE|HUB_ID")
+@click.option(
+    "--autoencoder", metavar="FILE|FOLDER", help="For a transformer that comes alone, or instead of the model's own."
+)
+@click.option(
+    "--text-encoder", metavar="FOLDER", help="For a transformer that comes alone, or instead of the model's own."
+)
+@click.option(
+    "--variant",
+    type=click.Choice(["base", "distilled", "kv"]),
+    help="Which klein this is, where the model does not say.",
+)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option(
+    "--convention",
+    type=click.Choice(["diffusers", "comfy", "bfl"]),
+    default="diffusers",
+    show_default=True,
+    help="Whose noise and rounding to reproduce.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print files, seeds, timings in seconds and peak memory as JSON instead."
+)
+def generate(
+    prompt: str | None,
+    output: Path | None,
+    prompt_file: Path | None,
+    references: tuple[Path, ...],
+    size: str | None,
+    steps: int | None,
+    guidance: float | None,
+    seed: int | None,
+    count: int,
+    model: str,
+    autoencoder: str | None,
+    text_encoder: str | None,
+    variant: str | None,
+    precision: str,
+    device: str,
+    convention: str,
+    as_json: bool,
+) -> None:
+    """Make pictures from PROMPT, and from reference pictures; a PROMPT of - is read from standard input.
+
+    \b
+    headrace generate "a red apple on a blue background" -o apple.png
+    headrace generate "image 1 beside image 2" --ref a.png --ref b.jpg --model klein-4b
+    """
+    text = _prompt(prompt, prompt_file)
+    if size is not None:
+        parse_size(size)
+    if steps is not None:
+        check_steps(steps)
+    if guidance is not None:
+        check_guidance(guidance)
+    first = check_seed(draw_seed() if seed is None else seed)
+    seeds = range(first, check_seed(first + check_count(count) - 1) + 1)
+    if output == STANDARD and (as_json or count > 1):
+        raise RequestError("Standard output takes one picture and nothing else; name a file with -o.")
+    targets = {seed: _target(output, seed, count) for seed in seeds}
+    if output not in (None, STANDARD):
+        check_prompt_fits(text, output)
+    pictures = [open_picture(path) for path in references]
+
+    # What can be refused without the model has been; only now is torch imported.
+    started = time.monotonic()
+    from headrace.pipeline import load
+
+    pipeline = load(
+        model, precision=precision, device=device, variant=variant, autoencoder=autoencoder, text_encoder=text_encoder
+    )
+    for note in pipeline.checkpoint.notes:
+        click.echo(note, err=True)
+    opened = time.monotonic()
+
+    images: list[dict[str, str | int]] = []
+    writing = 0.0
+    with progress_bar("steps", total=count * (pipeline.checkpoint.steps if steps is None else steps)) as (advance, say):
+
+        def on_step(step: Step) -> None:
+            advance(len(step.recipes))
+
+        for picture in pipeline.stream(
+            text,
+            count=count,
+            seed=first,
+            references=pictures,
+            size=size,
+            steps=steps,
+            guidance=guidance,
+            convention=convention,
+            on_step=on_step,
+        ):
+            made = time.monotonic()
+            recipe = picture.recipe
+            if not (images or as_json):
+                _report_references(references, picture)
+            target = _write(picture, targets[recipe.seed])
+            writing += time.monotonic() - made
+            images.append({"path": str(target), "seed": recipe.seed, "width": recipe.width, "height": recipe.height})
+            if target != STANDARD and not as_json:
+                say(f"wrote {target} (seed {recipe.seed}, {recipe.width}x{recipe.height})")
+    if as_json:
+        timings = {"open": opened - started, "generate": time.monotonic() - opened - writing, "write": writing}
+        click.echo(json.dumps({"images": images, "timings": timings, "peak_memory_bytes": _peak_memory_bytes()}))
+
+
+def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    if (prompt is None) == (prompt_file is None):
+        raise click.UsageError(
+            "Give a prompt, or a file that holds one with --prompt-file", click.get_current_context()
+        )
+    if prompt is not None and prompt != str(STANDARD):
+        return check_prompt(prompt)
+    if prompt_file is None or prompt_file == STANDARD:
+        source, data = "standard input", sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    else:
+        source, data = str(prompt_file), read_file(prompt_file, "prompt file", MAX_PROMPT_BYTES)
+    try:
+        return check_prompt(data.decode("utf-8-sig").strip("\r\n"))
+    except UnicodeDecodeError as error:
+        raise RequestError(f"The prompt from {source} is not UTF-8 text.") from error
+
+
+def _target(output: Path | None, seed: int, count: int) -> Path:
+    """Where the picture with this seed goes, checked."""
+    if output is None:
+        return check_output(_unused(Path(f"headrace-{seed}.png")))
+    if output == STANDARD:
+        return output
+    return check_output(output if count == 1 else output.with_stem(f"{output.stem}-{seed}"))
+
+
+def _unused(path: Path) -> Path:
+    number = 2
+    candidate = path
+    while candidate.exists():
+        candidate = path.with_stem(f"{path.stem}-{number}")
+        number += 1
+    return candidate
+
+
+def _write(picture: Picture, target: Path) -> Path:
+    if target != STANDARD:
+        return picture.save(target)
+    sys.stdout.buffer.write(encode_with_recipe(picture.image, picture.recipe, "PNG"))
+    return target
+
+
+def _report_references(paths: tuple[Path, ...], picture: Picture) -> None:
+    for number, (path, record) in enumerate(zip(paths, picture.recipe.references, strict=True), start=1):
+        click.echo(f"image {number}: {path}, used at {record.width}x{record.height}", err=True)
+
+
+def _peak_memory_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB

@@ -1,0 +1,78 @@
+"""`headrace inspect`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from headrace.cli.terminal import print_table, printable, readable_bytes
+
+if TYPE_CHECKING:
+    from headrace.checkpoints.inspect import Inspection, Network
+
+# How many names of missing or unused tensors are shown; --json lists all.
+MAX_NAMES = 8
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path), metavar="FILE|FOLDER")
+@click.option("--json", "as_json", is_flag=True, help="Print everything, every tensor included, as JSON instead.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what a model file or folder holds: networks, shapes, precision, and what is missing or unused.
+
+    Reads headers and configurations only, however large the files are.
+    """
+    from headrace.checkpoints.inspect import inspect as inspect_checkpoint
+
+    found = inspect_checkpoint(path)
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+        return
+    _show(found)
+
+
+def _show(found: Inspection) -> None:
+    size = readable_bytes(found.bytes)
+    _say(f"{found.path}: {found.kind}, {found.tensors:,} tensors ({_counts(found.dtypes)}), {size}")
+    for name, value in found.metadata.items():
+        _say(f"  {name}: {value}")
+    if found.networks:
+        columns = "network", "layout", "precision", "parameters", "bytes", "shapes of"
+        print_table(columns, [_row(network) for network in found.networks])
+    for network in found.networks:
+        if network.config is not None:
+            _say(f"{network.kind}: " + ", ".join(f"{name} {value}" for name, value in network.config.items()))
+        _names(f"{network.kind}: missing", network.missing)
+        _names(f"{network.kind}: unused", network.unused)
+    _names("unused", found.unused)
+    for problem in found.problems:
+        _say(problem)
+
+
+def _row(network: Network) -> tuple[str, ...]:
+    return (
+        network.kind,
+        network.layout,
+        _counts(network.dtypes),
+        f"{network.parameters:,}",
+        f"{network.bytes:,}",
+        ", ".join(network.models) or "no published model",
+    )
+
+
+def _counts(dtypes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {dtype}" for dtype, count in sorted(dtypes.items()))
+
+
+def _names(label: str, names: tuple[str, ...]) -> None:
+    if names:
+        rest = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+        _say(f"{label}: {', '.join(names[:MAX_NAMES])}{rest}")
+
+
+def _say(line: str) -> None:
+    click.echo(printable(line))

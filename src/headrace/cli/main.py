@@ -1,0 +1,95 @@
+"""`headrace`: finds the command, and turns whatever ends it into an exit code and one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+
+import click
+
+from headrace import __version__
+from headrace.cli.terminal import printable
+from headrace.errors import HeadraceError, RequestError
+
+# One line each for `--help`, so that it need not import them.
+COMMANDS = {
+    "generate": "Make pictures from a prompt, and from reference pictures.",
+    "models": "List the models Headrace knows, with sizes and licences.",
+    "inspect": "Say what a model file or folder holds.",
+    "train": "Train a model from scratch.",
+    "doctor": "Compare this machine's results with reference results.",
+}
+
+TRACEBACK_SWITCH = "HEADRACE_TRACEBACK"
+
+
+class _Commands(click.Group):
+    """The commands, each imported from its own file when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"headrace.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 2 the request was wrong, 1 anything else. HEADRACE_TRACEBACK=1 shows where an internal "
+    "error came from.",
+)
+@click.version_option(__version__, prog_name="headrace", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Run the FLUX.2 family of image models on the machine you have."""
+
+
+def main() -> int:
+    """Run the command line on `sys.argv`. Returns 0 when done, 2 when the request was wrong, 1 for anything else."""
+    warnings.showwarning = _show_warning
+    if not sys.warnoptions:  # what headrace warns about is for its user; what its libraries do is for its developers
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", module=r"headrace\b")
+    try:
+        code = cli.main(prog_name="headrace", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "headrace"
+        return _end(2, f"{error.format_message().rstrip('.')}; see {command} --help.")
+    except click.ClickException as error:
+        return _end(2, error.format_message())
+    except RequestError as error:
+        return _end(2, str(error))
+    except HeadraceError as error:
+        return _end(1, str(error))
+    except (click.Abort, KeyboardInterrupt):
+        return _end(1, "Stopped; nothing unfinished was written.")
+    except BrokenPipeError:
+        # Whoever read standard output has gone; without this, Python complains when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get(TRACEBACK_SWITCH):
+            raise
+        detail = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _end(1, f"Something in Headrace went wrong ({detail}); {TRACEBACK_SWITCH}=1 shows where.")
+    return code if isinstance(code, int) else 0
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    click.echo(f"headrace: {printable(str(message))}", err=True)
+
+
+def _end(code: int, sentence: str) -> int:
+    click.echo(f"headrace: {printable(sentence)}", err=True)
+    return code
