@@ -3,6 +3,7 @@
 export HEADRACE_DEMO_PROMPT = $(value PROMPT)
 PROMPT = a red apple on a blue background
 PYTEST_ARGS =
+INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: setup demo test test-slow clean
 setup: .venv/setup.stamp
@@ -10,17 +11,21 @@ setup: .venv/setup.stamp
 .venv/setup.stamp: pyproject.toml constraints.txt
 	@set -e; found=; \
 	for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3; do \
-		if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+		if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+		then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-		echo "Headrace needs Python 3.11 or newer with its venv module: install it (Debian: apt install python3 python3-venv) or name one with make PYTHON=/path/to/python3." >&2; exit 1; \
+		echo "Headrace needs Python 3.11 or newer with its venv module: install it (Debian: apt install" \
+			"python3 python3-venv), or name one with make PYTHON=/path/to/python3." >&2; exit 1; \
 	fi; \
+	echo "Setting up .venv with $$found; this takes a minute or two."; \
 	"$$found" -m venv .venv; \
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(INSTALL) -e .
 	@touch $@
 
 .venv/dev.stamp: .venv/setup.stamp
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Adding what the tests need."
+	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
 demo: setup

@@ -26,25 +26,33 @@ def models(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"models": [model.as_dict() for model in listed]}))
         return
-    parts = "transformer", "text encoder", "autoencoder"
-    columns = "name", "kind", *parts, "bf16", "fp32", "steps", "guidance", "references", "licence", "source"
-    print_table(columns, [_row(model) for model in listed])
+    columns: tuple[str, ...] = "parameters of", "transformer", "text encoder", "autoencoder", "bf16", "fp32"
+    print_table(columns, [_sizes(model) for model in listed])
+    click.echo()
+    columns = "use of", "kind", "steps", "guidance", "references", "licence", "source"
+    print_table(columns, [_use(model) for model in listed])
 
 
-def _row(model: ListedModel) -> tuple[str, ...]:
-    licence = model.licence or "not stated"
+def _sizes(model: ListedModel) -> tuple[str, ...]:
     parameters = model.parameters
     return (
         model.name,
-        model.variant,
         f"{parameters.transformer:,}",
         f"{parameters.text_encoder:,}",
         f"{parameters.autoencoder:,}",
         readable_bytes(model.bytes["bf16"]),
         readable_bytes(model.bytes["fp32"]),
+    )
+
+
+def _use(model: ListedModel) -> tuple[str, ...]:
+    licence = model.licence or "not stated"
+    return (
+        model.name,
+        model.variant,
         str(model.steps),
         f"{model.guidance:g}",
-        f"up to {model.reference_limit}",
+        str(model.reference_limit),
         f"{licence} (no commercial use)" if model.commercial_use is False else licence,
         model.source,
     )

@@ -25,14 +25,17 @@ def readable_bytes(count: int) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output: framed on a terminal, else aligned columns two spaces apart."""
+    """A table on standard output: folded to the width of a terminal, else aligned columns."""
     rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
+        from rich.box import SIMPLE
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*columns)
+        table = Table(box=SIMPLE, pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))
         Console().print(table)
