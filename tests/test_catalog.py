@@ -29,7 +29,7 @@ TRANSFORMER_PARAMETERS = {
     "klein-base-9b": 9_078_581_248,
     "klein-9b-kv": 9_078_581_248,
 }
-# Whole language models are published with these counts; what FLUX.2 reads is up to its last layer, without norm or head.
+# What FLUX.2 reads, which is up to the last layer it uses and without norm and head; and the whole language model.
 TEXT_ENCODER_PARAMETERS = {
     "Mistral-Small-3.2-24B": (17_343_754_240, 23_572_403_200),
     "Qwen3-8B": (5_831_883_520, 8_190_735_360),

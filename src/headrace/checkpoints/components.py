@@ -198,13 +198,13 @@ def _checked(weights: Weights, found: Found, stored: Mapping[str, TensorEntry], 
     if missing:
         _refuse_absent(weights, {name: weights.absent[name] for name in missing if name in weights.absent})
         raise RequestError(
-            f"{weights.source} lacks {_counted(missing)} of its {found.kind}: it is incomplete, or not what its "
+            f"{weights.source} lacks {counted(missing)} of its {found.kind}: it is incomplete, or not what its "
             "configuration says."
         )
     surplus = [found.prefix + name for name in stored if name not in required]
     if surplus:
         raise RequestError(
-            f"{weights.source} holds {_counted(surplus)} that FLUX.2's {found.kind} does not have: "
+            f"{weights.source} holds {counted(surplus)} that FLUX.2's {found.kind} does not have: "
             "it would make other pictures without them."
         )
     for name, shape in required.items():
@@ -245,7 +245,7 @@ def _squeezed(shape: Shape) -> Shape:
     return shape[:length]
 
 
-def _counted(names: Sequence[str]) -> str:
-    """How many tensors, and the first few names."""
+def counted(names: Sequence[str]) -> str:
+    """How many tensors, and the first few names, for a sentence about them."""
     shown = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
     return f"{len(names)} tensor{'' if len(names) == 1 else 's'} ({shown})"

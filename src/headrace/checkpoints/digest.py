@@ -35,12 +35,13 @@ def digest(checkpoint: Checkpoint) -> str:
     total.update(json.dumps(shapes, sort_keys=True).encode())
     for part in (checkpoint.transformer, checkpoint.autoencoder, checkpoint.language_model):
         for file in part.files:
-            total.update(_file_digest(file))
-    total.update(_file_digest(checkpoint.tokenizer_file))
+            total.update(file_digest(file))
+    total.update(file_digest(checkpoint.tokenizer_file))
     return f"sha256:{total.hexdigest()}"
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's size and content, or of samples of a large one; remembered until the file changes."""
     try:
         status = path.stat()
         key = (path.resolve(), status.st_size, status.st_mtime_ns)

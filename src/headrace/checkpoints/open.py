@@ -17,6 +17,7 @@ from headrace.checkpoints import configs, hub
 from headrace.checkpoints.components import (
     Component,
     autoencoder_component,
+    counted,
     language_model_component,
     transformer_component,
 )
@@ -279,10 +280,10 @@ def _assembled(
     _check_text_encoder(encoder_folder, language_config, text, transformer_part, transformer_config)
     language_model = language_model_component(read_weights(encoder_folder), language_config, max(text.layers))
     steps, guidance = catalog.DEFAULTS[variant]
+    parts = {part.source: part for part in (transformer_part, autoencoder, language_model)}.values()
     strangers = tuple(
-        f"{part.source} holds {len(part.strangers)} tensors that were not used ({', '.join(part.strangers[:3])}"
-        f"{', …' if len(part.strangers) > 3 else ''})."
-        for part in {part.source: part for part in (transformer_part, autoencoder, language_model)}.values()
+        f"{part.source} holds {counted(part.strangers)} of no network of FLUX.2, which were not used."
+        for part in parts
         if part.strangers
     )
     return Checkpoint(
