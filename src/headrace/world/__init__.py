@@ -1,0 +1,1 @@
+"""The drawn scenes that training learns from and evaluation measures against."""
