@@ -1,0 +1,1 @@
+"""Learning a FLUX.2 model from scenes that ``headrace.world`` draws."""

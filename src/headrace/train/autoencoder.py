@@ -1,0 +1,166 @@
+"""Trains the autoencoder on drawn scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from headrace.nn.autoencoder import Autoencoder, patchify
+from headrace.nn.config import AutoencoderConfig
+from headrace.train import optimizers, run, shards
+from headrace.world.draw import draw
+from headrace.world.scene import scene
+
+CROP = 64
+"""Side of the crops in pixels: most of a picture is plain, so crops around objects teach more per pixel."""
+
+WHOLE_EVERY = 3
+"""Every third step sees whole pictures instead of crops: group norm must know their statistics too."""
+
+ADAM_ONLY = ("conv_in.weight", "decoder.conv_out.weight")
+"""Layers that touch pixels or the latent directly, which Muon's even-handed updates do not suit."""
+
+
+@dataclass(frozen=True)
+class AutoencoderTraining:
+    """A run. ``batch`` counts crops of 64x64; ``noise`` is the latent noise as a share of each channel's deviation."""
+
+    network: AutoencoderConfig = field(
+        default_factory=lambda: AutoencoderConfig(channels=(16, 32, 64, 128), layers_per_block=1, norm_groups=1)
+    )
+    seed: int = 1
+    steps: int = 2800
+    batch: int = 32
+    shards: int = 2
+    muon_rate: float = 7e-3
+    adam_rate: float = 2e-3
+    warm_up: int = 100
+    decay: int = 1800
+    average_decay: float = 0.998
+    noise: float = 0.1
+    edge_weight: float = 0.5
+    save_every: int = 250
+    log_every: int = 50
+
+
+def train(config: AutoencoderTraining, folder: Path, *, resume: bool = False, report: Callable[[str], None] = print) -> None:
+    """Trains until ``config.steps`` and leaves the state in ``folder``; a resumed run ends in the same bits.
+
+    Raises RequestError when asked to resume where there is nothing.
+    """
+    torch.manual_seed(config.seed)
+    model = initial(config.network)
+    optimizer = optimizers.build(model.named_parameters(), ADAM_ONLY)
+    average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    pool = ThreadPoolExecutor(config.shards)
+    first = run.load_state(folder, model, average, optimizer.all()) if resume else 0
+    started = time.monotonic()
+    for step in range(first, config.steps):
+        loss, error = shards.backward(pool, _losses(model, config, step), parameters)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        share = optimizers.schedule(step, warm_up=config.warm_up, steps=config.steps, decay=config.decay)
+        optimizer.step(pool, share, muon_rate=config.muon_rate, adam_rate=config.adam_rate)
+        run.update_average(average, model, config.average_decay, step)
+        if (step + 1) % config.log_every == 0:
+            rate = (step + 1 - first) * config.batch / (time.monotonic() - started)
+            decibel = 10 * math.log10(4 / error)
+            row = {"step": step + 1, "loss": loss, "decibel": decibel, "crops_per_second": rate}
+            run.append_log(folder, row)
+            report(f"step {step + 1}: loss {loss:.4f}, {decibel:.1f} dB, {rate:.0f} crops/s")
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            run.save_state(
+                folder, step=step + 1, config=dataclasses.asdict(config), model=model, average=average,
+                optimizers=optimizer.all(),
+            )
+
+
+def initial(config: AutoencoderConfig) -> Autoencoder:
+    """An untrained autoencoder whose residual branches start at zero, so that the first steps already reach every layer."""
+    model = Autoencoder(config)
+    for name, parameter in model.named_parameters():
+        if ".conv2." in name or ".proj_out." in name:
+            nn.init.zeros_(parameter)
+    return model
+
+
+def batch(config: AutoencoderTraining, step: int) -> Tensor:
+    """The pictures of one step, (B, 3, H, W) in [-1, 1]: a pure function of the run's seed and the step."""
+    whole = step % WHOLE_EVERY == WHOLE_EVERY - 1
+    count = max(1, config.batch // 4) if whole else config.batch
+    return run.to_tensor([_picture(config.seed * 1_000_000_007 + step * config.batch + i, whole) for i in range(count)])
+
+
+def _picture(seed: int, whole: bool) -> Image.Image:
+    drawn = scene(seed)
+    chance = random.Random(f"crop/{seed}")
+    if chance.random() < 0.5:
+        drawn = dataclasses.replace(drawn, background=tuple(chance.randrange(256) for _ in range(3)))
+    picture = draw(drawn)
+    if whole:
+        return picture
+    left, top = chance.randrange(drawn.width - CROP + 1), chance.randrange(drawn.height - CROP + 1)
+    return picture.crop((left, top, left + CROP, top + CROP))
+
+
+def _losses(model: Autoencoder, config: AutoencoderTraining, step: int) -> list[shards.Loss]:
+    images = batch(config, step).to(memory_format=torch.channels_last)
+    parts = images.chunk(config.shards)
+    generators = [run.step_generator(config.seed, step * config.shards + index) for index in range(len(parts))]
+    return [functools.partial(_loss, model, *part, config=config) for part in zip(parts, generators, strict=True)]
+
+
+def _loss(
+    model: Autoencoder, images: Tensor, generator: torch.Generator, config: AutoencoderTraining
+) -> tuple[Tensor, Tensor]:
+    with torch.autocast("cpu", torch.bfloat16):
+        latent, _ = model.encode_moments(images)
+        # Noise in proportion to each channel's own spread: the decoder forgives small errors of the transformer, and no
+        # channel can escape the noise by growing or die by shrinking.
+        spread = latent.detach().float().std(dim=(0, 2, 3), keepdim=True)
+        noisy = latent + config.noise * spread * torch.randn(latent.shape, generator=generator)
+        decoded = model.decode_latent(noisy)
+    difference = decoded.float() - images
+    error = difference.square().mean()
+    edges = (difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()) / 2
+    scale = latent.float().square().mean()
+    return difference.abs().mean() + 2 * error + config.edge_weight * edges + 1e-5 * scale, error.detach()
+
+
+@torch.no_grad()
+def measure_statistics(model: Autoencoder, *, seed: int, pictures: int = 2048) -> None:
+    """Sets the model's batch-norm statistics from scenes, so that ``encode`` gives zero mean and unit variance."""
+    total = torch.zeros(model.config.token_channels, dtype=torch.float64)
+    squares, count = total.clone(), 0
+    for start in range(0, pictures, 64):
+        images = run.to_tensor([draw(scene(seed * 1_000_000_007 + start + i)) for i in range(64)])
+        tokens = patchify(model.encode_moments(images)[0]).double().transpose(0, 1).flatten(1)
+        total += tokens.sum(1)
+        squares += tokens.square().sum(1)
+        count += tokens.shape[1]
+    mean = total / count
+    model.bn.running_mean.copy_(mean)
+    model.bn.running_var.copy_(squares / count - mean.square())
+
+
+@torch.no_grad()
+def decibels(model: Autoencoder, *, pictures: int = 256) -> float:
+    """Mean peak signal-to-noise ratio in dB of held-out whole pictures sent through encoder and decoder."""
+    ratios = []
+    for start in range(0, pictures, 32):
+        images = run.to_tensor([draw(scene(start + i, stream="eval")) for i in range(32)])
+        decoded = model.decode(model.encode(images)).clamp(-1, 1)
+        ratios.append(10 * torch.log10(4 / F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))))
+    return float(torch.cat(ratios).mean())

@@ -1,0 +1,43 @@
+"""The latents a transformer learns from, encoded once and kept on disk: encoding is not to starve the training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headrace.nn.autoencoder import Autoencoder
+from headrace.train import run
+from headrace.world.draw import draw
+from headrace.world.scene import scene
+
+CHUNK = 32
+
+Latents = npt.NDArray[np.float16]
+
+
+@torch.no_grad()
+def encode_scenes(autoencoder: Autoencoder, count: int, size: tuple[int, int], file: Path) -> Latents:
+    """Latents of the scenes with seeds 0 .. count-1 at ``size`` (width, height): (count, tokens, channels), memory-mapped.
+
+    An existing file of this name is used as it is; the file appears only when it is whole.
+    """
+    if not file.exists():
+        width, height = size
+        side = autoencoder.config.token_size
+        shape = (count, (width // side) * (height // side), autoencoder.config.token_channels)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(file.name + ".partial")
+        latents = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        for start in range(0, count, CHUNK):
+            stop = min(start + CHUNK, count)
+            images = run.to_tensor([draw(scene(seed, width, height)) for seed in range(start, stop)])
+            with torch.autocast("cpu", torch.bfloat16):
+                encoded = autoencoder.encode(images.to(memory_format=torch.channels_last))
+            latents[start:stop] = encoded.flatten(2).transpose(1, 2).float().numpy()
+        latents.flush()
+        os.replace(partial, file)
+    return np.load(file, mmap_mode="r")

@@ -1,0 +1,243 @@
+"""Trains the transformer together with its text encoder, by rectified flow on latents of drawn scenes.
+
+For a latent x, noise e and a time t in 0..1 the network sees (1 - t) x + t e and predicts e - x (Liu et al. 2022;
+Lipman et al. 2022). Prompts go through the tokenizer and the template that the finished model will use.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from headrace.catalog import TextSettings
+from headrace.flow.conventions import CONVENTIONS
+from headrace.flow.denoise import denoise
+from headrace.flow.latents import draw_noise, from_tokens, picture_positions, text_positions, to_tokens
+from headrace.flow.schedule import schedule
+from headrace.nn.autoencoder import Autoencoder
+from headrace.nn.config import LanguageModelConfig, TransformerConfig
+from headrace.nn.language_model import LanguageModel
+from headrace.nn.transformer import Transformer
+from headrace.text.tokens import PromptTokenizer
+from headrace.train import optimizers, run
+from headrace.train.latents import Latents
+from headrace.world.captions import caption
+from headrace.world.scene import Scene, scene
+
+ADAM_ONLY = ("embed_tokens", "img_in", "txt_in", "time_in", "modulation", "final_layer")
+"""Embeddings and the layers at the network's ends, which Muon does not suit."""
+
+PREVIEW_PROMPTS = (
+    "a rocket on a purple background",
+    "a cat on a yellow background",
+    "an apple on a blue background",
+    "a robot on a green background",
+    "a castle on a pink background",
+    "an owl on a white background",
+    "a small fish on a red background",
+    "a guitar on a black background",
+    "a penguin on an orange background",
+    "a sunflower on a turquoise background",
+    "a frog on a brown background",
+    "a crown on a grey background",
+    "a cat left of a dog, green background",
+    "a star above a house on a blue background",
+    "an apple right of a banana on a pink background",
+    "a medium-sized ghost on a #2E86DE background",
+)
+
+
+@dataclass(frozen=True)
+class TransformerTraining:
+    """A run. ``time_mean`` and ``time_deviation`` are of the normal distribution whose sigmoid is the time.
+
+    ``empty_share``: how often the caption is replaced by nothing, so that guidance against the empty prompt works.
+    """
+
+    transformer: TransformerConfig = field(
+        default_factory=lambda: TransformerConfig(
+            context_in_dim=576, hidden_size=256, num_heads=4, depth=2, depth_single_blocks=6,
+            axes_dim=(16, 16, 16, 16), guidance_embed=False,
+        )
+    )
+    language_model: LanguageModelConfig = field(
+        default_factory=lambda: LanguageModelConfig(
+            vocab_size=686, hidden_size=192, intermediate_size=512, num_layers=4, num_heads=3, num_kv_heads=3,
+            head_dim=64, rope_theta=1e6, rms_norm_eps=1e-6, qk_norm=True, tie_word_embeddings=True,
+        )
+    )
+    text: TextSettings = TextSettings("qwen", (2, 3, 4), "right", 64)
+    size: tuple[int, int] = (128, 128)
+    seed: int = 1
+    steps: int = 3000
+    batch: int = 64
+    muon_rate: float = 5e-3
+    adam_rate: float = 2e-3
+    warm_up: int = 100
+    decay: int = 1000
+    average_decay: float = 0.998
+    time_mean: float = 0.8
+    time_deviation: float = 1.2
+    empty_share: float = 0.1
+    save_every: int = 250
+    log_every: int = 25
+    preview_steps: int = 8
+
+
+class Network(nn.Module):
+    """What is trained: prompt tokens and a noisy latent to the velocity."""
+
+    def __init__(self, config: TransformerTraining) -> None:
+        super().__init__()
+        self.layers = config.text.layers
+        self.transformer = Transformer(config.transformer)
+        model = config.language_model
+        self.language_model = LanguageModel(model, layers=max(self.layers), norm=max(self.layers) == model.num_layers)
+        # Every block starts as the identity and the velocity at zero (Peebles and Xie 2022, "adaLN-Zero").
+        for name, parameter in self.transformer.named_parameters():
+            if "modulation" in name or "final_layer" in name:
+                nn.init.zeros_(parameter)
+
+    def context(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, L) -> (B, L, context width)."""
+        return self.language_model.hidden_states(token_ids, mask, self.layers)
+
+    def forward(self, latent: Tensor, positions: Tensor, times: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """latent (B, N, C), positions (N, 4), times (B,), token_ids and mask (B, L) -> velocity (B, N, C)."""
+        text = text_positions(token_ids.shape[1])
+        return self.transformer(latent, positions, times, self.context(token_ids, mask), text)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples: latent, noise (B, N, C); times (B,); token_ids, mask (B, L)."""
+
+    latent: Tensor
+    noise: Tensor
+    times: Tensor
+    token_ids: Tensor
+    mask: Tensor
+
+
+def train(
+    config: TransformerTraining,
+    folder: Path,
+    latents: Latents,
+    tokenizer: PromptTokenizer,
+    autoencoder: Autoencoder,
+    *,
+    resume: bool = False,
+    compile_network: bool = False,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Trains until ``config.steps`` and leaves the state in ``folder``; a resumed run ends in the same bits.
+
+    latents: of the scenes with seeds 0, 1, ... at ``config.size``. Raises RequestError when asked to resume where there
+    is nothing.
+    """
+    torch.manual_seed(config.seed)
+    network = Network(config)
+    optimizer = optimizers.build(network.named_parameters(), ADAM_ONLY)
+    average = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    first = run.load_state(folder, network, average, optimizer.all()) if resume else 0
+    forward = torch.compile(network) if compile_network else network
+    positions = picture_positions(config.size[1] // 16, config.size[0] // 16)
+    started, recent = time.monotonic(), []
+    for step in range(first, config.steps):
+        sample = draw_batch(config, latents, tokenizer, step)
+        times = sample.times[:, None, None]
+        noisy = (1 - times) * sample.latent + times * sample.noise
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = forward(noisy, positions, sample.times, sample.token_ids, sample.mask)
+        loss = (velocity.float() - (sample.noise - sample.latent)).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        share = optimizers.schedule(step, warm_up=config.warm_up, steps=config.steps, decay=config.decay)
+        optimizer.step(share, muon_rate=config.muon_rate, adam_rate=config.adam_rate)
+        run.update_average(average, network, config.average_decay, step)
+        recent.append(loss.item())
+        if (step + 1) % config.log_every == 0:
+            rate = (step + 1 - first) * config.batch / (time.monotonic() - started)
+            mean = sum(recent) / len(recent)
+            recent.clear()
+            run.append_log(folder, {"step": step + 1, "loss": mean, "samples_per_second": rate})
+            report(f"step {step + 1}: loss {mean:.4f}, {rate:.1f} samples/s")
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            run.save_state(
+                folder, step=step + 1, config=dataclasses.asdict(config), model=network, average=average,
+                optimizers=optimizer.all(),
+            )
+            averaged = copy.deepcopy(network)
+            averaged.load_state_dict(average)
+            pictures = preview(averaged, config, tokenizer, autoencoder, PREVIEW_PROMPTS)
+            run.save_grid(pictures, folder / "pictures" / f"{step + 1:06}.png")
+
+
+def draw_batch(config: TransformerTraining, latents: Latents, tokenizer: PromptTokenizer, step: int) -> Batch:
+    """The samples of one step: a pure function of the run's seed and the step."""
+    generator = run.step_generator(config.seed, step)
+    chosen = torch.randint(len(latents), (config.batch,), generator=generator)
+    latent = torch.from_numpy(latents[chosen.numpy()]).float()
+    noise = torch.randn(latent.shape, generator=generator)
+    # Times are spread evenly over the batch rather than drawn one by one, which calms the loss.
+    even = (torch.arange(config.batch) + torch.rand(config.batch, generator=generator)) / config.batch
+    times = torch.sigmoid(config.time_mean + config.time_deviation * torch.special.ndtri(even.clamp(1e-4, 1 - 1e-4)))
+    wording = random.Random(f"wording/{config.seed}/{step}")
+    prompts = [
+        "" if wording.random() < config.empty_share else caption(_scene(config, int(seed)), wording.getrandbits(48))
+        for seed in chosen
+    ]
+    token_ids, mask = tokenize(tokenizer, prompts)
+    return Batch(latent, noise, times, token_ids, mask)
+
+
+def _scene(config: TransformerTraining, seed: int) -> Scene:
+    return scene(seed, *config.size)
+
+
+def tokenize(tokenizer: PromptTokenizer, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Prompts -> token ids and mask, each (B, L)."""
+    tokens = [tokenizer(prompt) for prompt in prompts]
+    return torch.cat([one.ids for one in tokens]), torch.cat([one.mask for one in tokens])
+
+
+@torch.no_grad()
+def preview(
+    network: Network,
+    config: TransformerTraining,
+    tokenizer: PromptTokenizer,
+    autoencoder: Autoencoder,
+    prompts: Sequence[str],
+    *,
+    guidance: float = 1.0,
+) -> list[Image.Image]:
+    """One picture a prompt, with seeds 0, 1, ...; guidance above 1 is classifier-free, against the empty prompt."""
+    height, width = config.size[1] // 16, config.size[0] // 16
+    positions = picture_positions(height, width)
+    token_ids, mask = tokenize(tokenizer, prompts)
+    empty_ids, empty_mask = tokenize(tokenizer, [""] * len(prompts))
+    convention = CONVENTIONS["diffusers"]
+    shape = (autoencoder.config.token_channels, height, width)
+    noise = torch.cat([draw_noise(seed, shape, convention, torch.zeros(0)) for seed in range(len(prompts))])
+
+    def velocity(latent: Tensor, sigma: float) -> Tensor:
+        times = torch.full((len(prompts),), sigma)
+        conditional = network(latent, positions, times, token_ids, mask)
+        if guidance == 1.0:
+            return conditional
+        unconditional = network(latent, positions, times, empty_ids, empty_mask)
+        return unconditional + guidance * (conditional - unconditional)
+
+    latent = to_tokens(noise)
+    for step in denoise(velocity, latent, schedule(height * width, config.preview_steps), convention, torch.float32):
+        latent = step.latent
+    return list(run.to_pictures(autoencoder.decode(from_tokens(latent, height, width))))
