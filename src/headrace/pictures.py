@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PIXELS = 64_000_000
 
+# What the system answers where a place cannot be written to at all, whatever its state.
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG)
+
 # Only decoders that work inside this process on bounded memory: Pillow's EPS reader, for one, starts Ghostscript.
 _READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 
@@ -155,7 +158,7 @@ def encode_picture(image: Image.Image, file_format: str, metadata: Mapping[str, 
 def write_file(path: Path, data: bytes) -> None:
     """Put a file in its place whole: written beside it, flushed to the disk, renamed; nothing stays behind on failure.
 
-    Raises HeadraceError where the disk is full, RequestError where the place cannot be written to.
+    Raises RequestError where the place may not be written to, HeadraceError where the disk is full or fails.
     """
     target = Path(os.path.realpath(path))
     part = target.with_name(f".headrace-{secrets.token_hex(8)}.part")
@@ -171,7 +174,8 @@ def write_file(path: Path, data: bytes) -> None:
             raise HeadraceError(
                 f"The disk is full, so {path} was not written; free some space and try again."
             ) from error
-        raise RequestError(f"The output {path} cannot be written ({reason(error)}).") from error
+        refused = RequestError if error.errno in _REFUSALS else HeadraceError
+        raise refused(f"The output {path} cannot be written ({reason(error)}).") from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -129,20 +130,24 @@ def generate(
         check_prompt_fits(text, output)
     pictures = [open_picture(path) for path in references]
 
-    # What can be refused without the model has been; only now is torch imported.
     started = time.monotonic()
-    from headrace.pipeline import load
+    from headrace.checkpoints import open_checkpoint
 
-    pipeline = load(
-        model, precision=precision, device=device, variant=variant, autoencoder=autoencoder, text_encoder=text_encoder
-    )
-    for note in pipeline.checkpoint.notes:
+    checkpoint = open_checkpoint(model, variant=variant, autoencoder=autoencoder, text_encoder=text_encoder)
+
+    # What can be refused without computing has been; only now is torch imported.
+    from headrace.device import choose_device, choose_precision
+    from headrace.pipeline import Pipeline
+
+    place = choose_device(device)
+    pipeline = Pipeline(checkpoint, choose_precision(precision, checkpoint.precision, place), place)
+    for note in checkpoint.notes:
         click.echo(note, err=True)
     opened = time.monotonic()
 
     images: list[dict[str, str | int]] = []
     writing = 0.0
-    with progress_bar("steps", total=count * (pipeline.checkpoint.steps if steps is None else steps)) as (advance, say):
+    with progress_bar("steps", total=count * (steps or checkpoint.steps)) as (advance, say):
 
         def on_step(step: Step) -> None:
             advance(len(step.recipes))
@@ -178,8 +183,8 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
             "Give a prompt, or a file that holds one with --prompt-file", click.get_current_context()
         )
     if prompt is not None and prompt != str(STANDARD):
-        return check_prompt(prompt)
-    if prompt_file is None or prompt_file == STANDARD:
+        source, data = "the command line", os.fsencode(prompt)
+    elif prompt_file is None or prompt_file == STANDARD:
         source, data = "standard input", sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
     else:
         source, data = str(prompt_file), read_file(prompt_file, "prompt file", MAX_PROMPT_BYTES)

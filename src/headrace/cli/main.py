@@ -65,7 +65,7 @@ def main() -> int:
         sys.stdout.flush()
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "headrace"
-        return _end(2, f"{error.format_message().rstrip('.')}; see {command} --help.")
+        return _end(2, f"{error.format_message().rstrip('.')} (see {command} --help).")
     except click.ClickException as error:
         return _end(2, error.format_message())
     except RequestError as error:

@@ -11,13 +11,13 @@ source type (https://cv.iptc.org/newscodes/digitalsourcetype/) and AI system pro
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 from headrace.errors import RequestError
 from headrace.pictures import (
@@ -79,7 +79,7 @@ def check_prompt_fits(prompt: str, path: str | os.PathLike[str]) -> None:
 
 
 def _check_room_in_jpeg(document: str) -> None:
-    if len(escape(document).encode()) > _JPEG_TEXT_BYTES:
+    if len(html.escape(document, quote=False).encode()) > _JPEG_TEXT_BYTES:
         raise RequestError("The prompt is longer than a JPEG file can carry; shorten it, or write PNG or WebP.")
 
 
@@ -169,7 +169,9 @@ def _xmp(recipe: Recipe, document: str | None) -> str:
     }
     if document is not None:
         properties["headrace:recipe"] = document
-    body = "".join(f"<{name}>{escape(_printable(value))}</{name}>" for name, value in properties.items())
+    body = "".join(
+        f"<{name}>{html.escape(_printable(value), quote=False)}</{name}>" for name, value in properties.items()
+    )
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"><rdf:Description rdf:about=""'

@@ -1,0 +1,56 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Tests run on machines with two cores, beside other work: one thread a process is the fastest for such small networks.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command_environment() -> dict[str, str]:
+    """The environment in which the tests start `headrace`: no terminal width, no colours, nothing from a hub."""
+    return {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+
+
+@pytest.fixture
+def headrace(tmp_path: Path) -> Run:
+    """`headrace(*arguments, input=...)` runs the command in a process of its own, in the test's folder."""
+
+    def run(*arguments: str | Path, input: str | None = None) -> subprocess.CompletedProcess[str]:  # noqa: A002
+        return subprocess.run(
+            [sys.executable, "-m", "headrace", *map(str, arguments)],
+            cwd=tmp_path,
+            env=command_environment(),
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_model(kind)` is a folder of diffusers' with small random weights: dev, klein, klein-base or klein-kv."""
+    from reference_pipelines import save_pipeline
+
+    folders: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            save_pipeline(folders[kind], kind)
+        return folders[kind]
+
+    return folder
