@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from conftest import Run, command_environmentfrom safetensors.numpy import load_file, save_file
-
+from conftest import Run, command_environment
 from headrace.cli.main import COMMANDS, main
 from headrace.cli.terminal import readable_bytes
 
