@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headrace.nn.autoencoder import Autoencoder, patchify
@@ -29,6 +30,9 @@ CROP = 64
 WHOLE_EVERY = 3
 """Every third step sees whole pictures instead of crops: group norm must know their statistics too."""
 
+FINISHED = "autoencoder.safetensors"
+"""The finished weights in a run folder."""
+
 ADAM_ONLY = ("conv_in.weight", "decoder.conv_out.weight")
 """Layers that touch pixels or the latent directly, which Muon's even-handed updates do not suit."""
 
@@ -41,13 +45,13 @@ class AutoencoderTraining:
         default_factory=lambda: AutoencoderConfig(channels=(16, 32, 64, 128), layers_per_block=1, norm_groups=1)
     )
     seed: int = 1
-    steps: int = 2800
+    steps: int = 1400
     batch: int = 32
     shards: int = 2
     muon_rate: float = 7e-3
     adam_rate: float = 2e-3
     warm_up: int = 100
-    decay: int = 1800
+    decay: int = 650
     average_decay: float = 0.998
     noise: float = 0.1
     edge_weight: float = 0.5
@@ -55,7 +59,9 @@ class AutoencoderTraining:
     log_every: int = 50
 
 
-def train(config: AutoencoderTraining, folder: Path, *, resume: bool = False, report: Callable[[str], None] = print) -> None:
+def train(
+    config: AutoencoderTraining, folder: Path, *, resume: bool = False, report: Callable[[str], None] = print
+) -> None:
     """Trains until ``config.steps`` and leaves the state in ``folder``; a resumed run ends in the same bits.
 
     Raises RequestError when asked to resume where there is nothing.
@@ -82,13 +88,17 @@ def train(config: AutoencoderTraining, folder: Path, *, resume: bool = False, re
             report(f"step {step + 1}: loss {loss:.4f}, {decibel:.1f} dB, {rate:.0f} crops/s")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             run.save_state(
-                folder, step=step + 1, config=dataclasses.asdict(config), model=model, average=average,
+                folder,
+                step=step + 1,
+                config=dataclasses.asdict(config),
+                model=model,
+                average=average,
                 optimizers=optimizer.all(),
             )
 
 
 def initial(config: AutoencoderConfig) -> Autoencoder:
-    """An untrained autoencoder whose residual branches start at zero, so that the first steps already reach every layer."""
+    """An untrained autoencoder; residual branches start at zero, so that the first steps already reach every layer."""
     model = Autoencoder(config)
     for name, parameter in model.named_parameters():
         if ".conv2." in name or ".proj_out." in name:
@@ -164,3 +174,25 @@ def decibels(model: Autoencoder, *, pictures: int = 256) -> float:
         decoded = model.decode(model.encode(images)).clamp(-1, 1)
         ratios.append(10 * torch.log10(4 / F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))))
     return float(torch.cat(ratios).mean())
+
+
+def finish(folder: Path, config: AutoencoderTraining) -> Autoencoder:
+    """The trained autoencoder of a run folder with its latent statistics, rounded to bf16 as it will be shipped.
+
+    The result is kept in the folder, so that latents, training and export all see the same numbers.
+    """
+    model = Autoencoder(config.network).eval().requires_grad_(False)
+    file = folder / FINISHED
+    if not file.exists():
+        model.load_state_dict(run.read_average(folder))
+        _round(model)
+        measure_statistics(model, seed=config.seed + 1)
+        _round(model)
+        run.save_tensors(model.state_dict(), {}, file)
+    model.load_state_dict(load_file(file))
+    return model
+
+
+def _round(model: Autoencoder) -> None:
+    for tensor in model.state_dict().values():
+        tensor.copy_(tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor)

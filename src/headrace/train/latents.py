@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,10 @@ Latents = npt.NDArray[np.float16]
 
 @torch.no_grad()
 def encode_scenes(autoencoder: Autoencoder, count: int, size: tuple[int, int], file: Path) -> Latents:
-    """Latents of the scenes with seeds 0 .. count-1 at ``size`` (width, height): (count, tokens, channels), memory-mapped.
+    """Latents of the scenes with seeds 0 to count - 1 at ``size`` (width, height): a memory-mapped array.
 
-    An existing file of this name is used as it is; the file appears only when it is whole.
+    Its shape is (count, tokens, channels), tokens row by row. A file of this name is taken as it is; a new one appears
+    only when it is whole.
     """
     if not file.exists():
         width, height = size
@@ -39,5 +39,5 @@ def encode_scenes(autoencoder: Autoencoder, count: int, size: tuple[int, int], f
                 encoded = autoencoder.encode(images.to(memory_format=torch.channels_last))
             latents[start:stop] = encoded.flatten(2).transpose(1, 2).float().numpy()
         latents.flush()
-        os.replace(partial, file)
+        partial.replace(file)
     return np.load(file, mmap_mode="r")

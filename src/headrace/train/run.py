@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -26,18 +25,23 @@ LOG = "log.csv"
 
 
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path) -> None:
-    """Writes a safetensors file beside ``file`` and renames it: readers see the old or the new file, never half of one."""
+    """Writes a safetensors file beside ``file`` and renames it: readers see the old file or the new one, whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=dict(metadata))
-    os.replace(partial, file)
+    partial.replace(file)
 
 
 def save_state(
-    folder: Path, *, step: int, config: Mapping[str, object], model: nn.Module, average: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    step: int,
+    config: Mapping[str, object],
+    model: nn.Module,
+    average: Mapping[str, Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> None:
-    """Stores all that the steps after ``step`` depend on: weights, their moving average, and the optimizers' moments."""
+    """Stores all that the steps after ``step`` depend on: weights, their moving average, the optimizers' moments."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
     for number, optimizer in enumerate(optimizers):

@@ -17,7 +17,9 @@ Loss = Callable[[], tuple[Tensor, Tensor]]
 """Computes one shard: its loss, and another scalar that is only to be reported."""
 
 
-def backward(pool: ThreadPoolExecutor, losses: Sequence[Loss], parameters: Sequence[nn.Parameter]) -> tuple[float, float]:
+def backward(
+    pool: ThreadPoolExecutor, losses: Sequence[Loss], parameters: Sequence[nn.Parameter]
+) -> tuple[float, float]:
     """Sets each parameter's gradient to the mean over the shards; returns the means of loss and reported scalar.
 
     The shards are summed in their order, whichever is done first.

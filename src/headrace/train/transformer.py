@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import random
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -27,14 +30,17 @@ from headrace.nn.autoencoder import Autoencoder
 from headrace.nn.config import LanguageModelConfig, TransformerConfig
 from headrace.nn.language_model import LanguageModel
 from headrace.nn.transformer import Transformer
-from headrace.text.tokens import PromptTokenizer
-from headrace.train import optimizers, run
+from headrace.text.tokens import PromptTokenizer, load_tokenizer
+from headrace.train import optimizers, run, shards
 from headrace.train.latents import Latents
+from headrace.train.tokenizer import learn_tokenizer, save_tokenizer
 from headrace.world.captions import caption
 from headrace.world.scene import Scene, scene
 
 ADAM_ONLY = ("embed_tokens", "img_in", "txt_in", "time_in", "modulation", "final_layer")
 """Embeddings and the layers at the network's ends, which Muon does not suit."""
+
+CAPTIONS_FOR_TOKENIZER = 20_000
 
 PREVIEW_PROMPTS = (
     "a rocket on a purple background",
@@ -65,30 +71,45 @@ class TransformerTraining:
 
     transformer: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(
-            context_in_dim=576, hidden_size=256, num_heads=4, depth=2, depth_single_blocks=6,
-            axes_dim=(16, 16, 16, 16), guidance_embed=False,
+            context_in_dim=576,
+            hidden_size=256,
+            num_heads=4,
+            depth=2,
+            depth_single_blocks=6,
+            axes_dim=(16, 16, 16, 16),
+            guidance_embed=False,
         )
     )
     language_model: LanguageModelConfig = field(
         default_factory=lambda: LanguageModelConfig(
-            vocab_size=686, hidden_size=192, intermediate_size=512, num_layers=4, num_heads=3, num_kv_heads=3,
-            head_dim=64, rope_theta=1e6, rms_norm_eps=1e-6, qk_norm=True, tie_word_embeddings=True,
+            vocab_size=686,
+            hidden_size=192,
+            intermediate_size=512,
+            num_layers=4,
+            num_heads=3,
+            num_kv_heads=3,
+            head_dim=64,
+            rope_theta=1e6,
+            rms_norm_eps=1e-6,
+            qk_norm=True,
+            tie_word_embeddings=True,
         )
     )
-    text: TextSettings = TextSettings("qwen", (2, 3, 4), "right", 64)
+    text: TextSettings = field(default_factory=lambda: TextSettings("qwen", (2, 3, 4), "right", 64))
     size: tuple[int, int] = (128, 128)
     seed: int = 1
-    steps: int = 3000
+    steps: int = 2000
     batch: int = 64
+    shards: int = 2
     muon_rate: float = 5e-3
     adam_rate: float = 2e-3
-    warm_up: int = 100
-    decay: int = 1000
-    average_decay: float = 0.998
+    warm_up: int = 50
+    decay: int = 700
+    average_decay: float = 0.996
     time_mean: float = 0.8
     time_deviation: float = 1.2
     empty_share: float = 0.1
-    save_every: int = 250
+    save_every: int = 100
     log_every: int = 25
     preview_steps: int = 8
 
@@ -117,8 +138,7 @@ class Network(nn.Module):
         return self.transformer(latent, positions, times, self.context(token_ids, mask), text)
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One step's samples: latent, noise (B, N, C); times (B,); token_ids, mask (B, L)."""
 
     latent: Tensor
@@ -136,7 +156,6 @@ def train(
     autoencoder: Autoencoder,
     *,
     resume: bool = False,
-    compile_network: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:
     """Trains until ``config.steps`` and leaves the state in ``folder``; a resumed run ends in the same bits.
@@ -149,22 +168,16 @@ def train(
     optimizer = optimizers.build(network.named_parameters(), ADAM_ONLY)
     average = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     first = run.load_state(folder, network, average, optimizer.all()) if resume else 0
-    forward = torch.compile(network) if compile_network else network
-    positions = picture_positions(config.size[1] // 16, config.size[0] // 16)
+    parameters = list(network.parameters())
+    pool = ThreadPoolExecutor(config.shards)
     started, recent = time.monotonic(), []
     for step in range(first, config.steps):
-        sample = draw_batch(config, latents, tokenizer, step)
-        times = sample.times[:, None, None]
-        noisy = (1 - times) * sample.latent + times * sample.noise
-        with torch.autocast("cpu", torch.bfloat16):
-            velocity = forward(noisy, positions, sample.times, sample.token_ids, sample.mask)
-        loss = (velocity.float() - (sample.noise - sample.latent)).square().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        loss, _ = shards.backward(pool, _losses(network, config, latents, tokenizer, step), parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         share = optimizers.schedule(step, warm_up=config.warm_up, steps=config.steps, decay=config.decay)
-        optimizer.step(share, muon_rate=config.muon_rate, adam_rate=config.adam_rate)
+        optimizer.step(pool, share, muon_rate=config.muon_rate, adam_rate=config.adam_rate)
         run.update_average(average, network, config.average_decay, step)
-        recent.append(loss.item())
+        recent.append(loss)
         if (step + 1) % config.log_every == 0:
             rate = (step + 1 - first) * config.batch / (time.monotonic() - started)
             mean = sum(recent) / len(recent)
@@ -173,13 +186,35 @@ def train(
             report(f"step {step + 1}: loss {mean:.4f}, {rate:.1f} samples/s")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             run.save_state(
-                folder, step=step + 1, config=dataclasses.asdict(config), model=network, average=average,
+                folder,
+                step=step + 1,
+                config=dataclasses.asdict(config),
+                model=network,
+                average=average,
                 optimizers=optimizer.all(),
             )
             averaged = copy.deepcopy(network)
             averaged.load_state_dict(average)
             pictures = preview(averaged, config, tokenizer, autoencoder, PREVIEW_PROMPTS)
             run.save_grid(pictures, folder / "pictures" / f"{step + 1:06}.png")
+
+
+def _losses(
+    network: Network, config: TransformerTraining, latents: Latents, tokenizer: PromptTokenizer, step: int
+) -> list[shards.Loss]:
+    sample = draw_batch(config, latents, tokenizer, step)
+    positions = picture_positions(config.size[1] // 16, config.size[0] // 16)
+    parts = zip(*(tensor.chunk(config.shards) for tensor in sample), strict=True)
+    return [functools.partial(_loss, network, positions, Batch(*part)) for part in parts]
+
+
+def _loss(network: Network, positions: Tensor, sample: Batch) -> tuple[Tensor, Tensor]:
+    times = sample.times[:, None, None]
+    noisy = (1 - times) * sample.latent + times * sample.noise
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity = network(noisy, positions, sample.times, sample.token_ids, sample.mask)
+    loss = (velocity.float() - (sample.noise - sample.latent)).square().mean()
+    return loss, loss.detach()
 
 
 def draw_batch(config: TransformerTraining, latents: Latents, tokenizer: PromptTokenizer, step: int) -> Batch:
@@ -198,6 +233,22 @@ def draw_batch(config: TransformerTraining, latents: Latents, tokenizer: PromptT
     ]
     token_ids, mask = tokenize(tokenizer, prompts)
     return Batch(latent, noise, times, token_ids, mask)
+
+
+def prepare_tokenizer(folder: Path, config: TransformerTraining) -> PromptTokenizer:
+    """The tokenizer in ``folder``; where there is none, it is learned from captions of the first scenes."""
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        captions = (caption(_scene(config, seed), seed) for seed in range(CAPTIONS_FOR_TOKENIZER))
+        save_tokenizer(learn_tokenizer(captions, config.language_model.vocab_size), folder)
+    return load_tokenizer(file, config.text)
+
+
+def trained(config: TransformerTraining, folder: Path) -> Network:
+    """The network in a run folder, by the moving average of its weights."""
+    network = Network(config).eval().requires_grad_(False)
+    network.load_state_dict(run.read_average(folder))
+    return network
 
 
 def _scene(config: TransformerTraining, seed: int) -> Scene:

@@ -79,7 +79,14 @@ def scene(seed: int, width: int = 128, height: int = 128, *, stream: str = "trai
 
 
 def _place(
-    draw: random.Random, name: str, size: str | None, share: float, width: int, height: int, toward_x: int, toward_y: int
+    draw: random.Random,
+    name: str,
+    size: str | None,
+    share: float,
+    width: int,
+    height: int,
+    toward_x: int,
+    toward_y: int,
 ) -> PlacedObject:
     shorter = min(width, height)
     side = round(share * shorter)

@@ -1,0 +1,172 @@
+"""Training: a run that is cut off and resumed ends in the same bits, and what is exported loads and draws."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from torch import nn
+
+from headrace.errors import RequestError
+from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
+from headrace.text.templates import TEMPLATES
+from headrace.text.tokens import PromptTokenizer
+from headrace.train import autoencoder, optimizers, run, transformer
+from headrace.train.export import ModelSettings, export
+from headrace.train.latents import encode_scenes
+from headrace.train.tokenizer import learn_tokenizer
+
+AUTOENCODER = autoencoder.AutoencoderTraining(
+    network=AutoencoderConfig(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=1),
+    steps=4, batch=4, warm_up=2, decay=2, save_every=2, log_every=1,
+)  # fmt: skip
+TRANSFORMER = transformer.TransformerTraining(
+    transformer=TransformerConfig(
+        context_in_dim=48, hidden_size=32, num_heads=2, depth=1, depth_single_blocks=1, axes_dim=(4, 4, 4, 4),
+        guidance_embed=False,
+    ),
+    language_model=LanguageModelConfig(
+        vocab_size=400, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8,
+        rope_theta=1e4, rms_norm_eps=1e-6, qk_norm=True, tie_word_embeddings=True,
+    ),
+    text=transformer.TextSettings("qwen", (1, 2, 3), "right", 40),
+    size=(32, 32), steps=4, batch=4, warm_up=2, decay=2, save_every=2, log_every=1, preview_steps=1,
+)  # fmt: skip
+
+
+class CutOff(Exception):  # noqa: N818
+    """Stands for whatever ends a training early."""
+
+
+def cut_off_at(step: int) -> Callable[[str], None]:
+    def report(line: str) -> None:
+        if line.startswith(f"step {step}:"):
+            raise CutOff
+
+    return report
+
+
+@pytest.fixture(scope="module")
+def small_autoencoder() -> autoencoder.Autoencoder:
+    torch.manual_seed(0)
+    return autoencoder.initial(AUTOENCODER.network).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def prompt_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PromptTokenizer:
+    return transformer.prepare_tokenizer(tmp_path_factory.mktemp("tokenizer"), TRANSFORMER)
+
+
+def test_autoencoder_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    autoencoder.train(AUTOENCODER, tmp_path / "whole", report=lambda _: None)
+    with pytest.raises(CutOff):
+        autoencoder.train(AUTOENCODER, tmp_path / "cut", report=cut_off_at(3))
+    autoencoder.train(AUTOENCODER, tmp_path / "cut", resume=True, report=lambda _: None)
+    assert_same_state(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_transformer_resumes_to_the_same_bits(
+    tmp_path: Path, small_autoencoder: autoencoder.Autoencoder, prompt_tokenizer: PromptTokenizer
+) -> None:
+    latents = encode_scenes(small_autoencoder, 40, TRANSFORMER.size, tmp_path / "latents.npy")
+
+    def train(name: str, report: Callable[[str], None], *, resume: bool = False) -> None:
+        transformer.train(
+            TRANSFORMER, tmp_path / name, latents, prompt_tokenizer, small_autoencoder, resume=resume, report=report
+        )
+
+    train("whole", lambda _: None)
+    with pytest.raises(CutOff):
+        train("cut", cut_off_at(3))
+    train("cut", lambda _: None, resume=True)
+    assert_same_state(tmp_path / "whole", tmp_path / "cut")
+    assert (tmp_path / "whole" / "pictures" / "000004.png").is_file()
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    expected, found = load_file(first / run.STATE), load_file(second / run.STATE)
+    assert expected.keys() == found.keys()
+    assert any(name.startswith("optimizer.") for name in expected)
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="without --resume"):
+        autoencoder.train(AUTOENCODER, tmp_path, resume=True)
+
+
+def test_log_has_a_row_a_step(tmp_path: Path) -> None:
+    autoencoder.train(AUTOENCODER, tmp_path, report=lambda _: None)
+    rows = list(csv.DictReader((tmp_path / run.LOG).open(encoding="utf-8")))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
+    assert all(float(row["loss"]) > 0 for row in rows)
+
+
+def test_finished_autoencoder_gives_unit_variance_and_is_bf16(tmp_path: Path) -> None:
+    autoencoder.train(AUTOENCODER, tmp_path, report=lambda _: None)
+    model = autoencoder.finish(tmp_path, AUTOENCODER)
+    assert all(t.dtype == torch.int64 or torch.equal(t, t.bfloat16().float()) for t in model.state_dict().values())
+    images = autoencoder.batch(AUTOENCODER, 2)
+    deviation = model.encode(images).std(dim=(0, 2, 3)).mean()
+    assert 0.5 < deviation < 1.5
+
+
+def test_batches_are_functions_of_the_step() -> None:
+    assert torch.equal(autoencoder.batch(AUTOENCODER, 7), autoencoder.batch(AUTOENCODER, 7))
+    assert not torch.equal(autoencoder.batch(AUTOENCODER, 6), autoencoder.batch(AUTOENCODER, 7))
+
+
+def test_muon_takes_matrices_and_adam_the_rest() -> None:
+    model = nn.ModuleDict({"inner": nn.Conv2d(4, 8, 3), "embed_tokens": nn.Embedding(5, 4)})
+    built = optimizers.build(model.named_parameters(), ("embed_tokens",))
+    assert [tuple(matrix.shape) for matrix in built.matrices] == [(8, 36)]
+    assert built.matrices[0].data_ptr() == model["inner"].weight.data_ptr()
+    assert sum(len(group["params"]) for group in built.adam.param_groups) == 2
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "a rocket on a purple background", "#2E86DE", "un chat à gauche, 猫", "a\nuser\nb"]
+)
+def test_tokenizer_gives_back_any_text(prompt_tokenizer: PromptTokenizer, prompt: str) -> None:
+    tokenizer = prompt_tokenizer.tokenizer
+    assert tokenizer.decode(tokenizer.encode(prompt).ids, skip_special_tokens=False) == prompt
+
+
+def test_template_costs_ten_tokens(prompt_tokenizer: PromptTokenizer) -> None:
+    template = TEMPLATES["qwen"]
+    assert len(prompt_tokenizer.tokenizer.encode(template.prefix + template.suffix).ids) == 10
+
+
+def test_capitals_and_digits_are_tokens_of_their_own() -> None:
+    tokenizer = learn_tokenizer(["AB12 AB12 ab"] * 100, 400)
+    assert tokenizer.encode("AB12").tokens == ["A", "B", "1", "2"]
+
+
+def test_export_loads_and_draws(
+    tmp_path: Path, small_autoencoder: autoencoder.Autoencoder, prompt_tokenizer: PromptTokenizer
+) -> None:
+    import headrace
+
+    torch.manual_seed(1)
+    network = transformer.Network(TRANSFORMER)
+    nn.init.normal_(network.transformer.final_layer.linear.weight, std=0.02)
+    settings = ModelSettings("small", 3, guidance=1.0, distilled=True, default_size=(32, 48))
+    export(tmp_path, network, small_autoencoder, prompt_tokenizer.tokenizer, TRANSFORMER.text, settings)
+    picture = headrace.load(tmp_path, precision="fp32").generate("a cat", seed=1)
+    assert picture.image.size == (32, 48)
+    assert picture.recipe.steps == 3
+    assert json.loads((tmp_path / "headrace.json").read_text(encoding="utf-8"))["text_length"] == 40
+
+
+def test_command_trains_and_resumes(tmp_path: Path) -> None:
+    from headrace.cli.train import train
+
+    result = CliRunner().invoke(train, ["autoencoder", str(tmp_path), "--resume"])
+    assert isinstance(result.exception, RequestError)
