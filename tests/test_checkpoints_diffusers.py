@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def text_model(pipeline: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize(("seed", "kind"), enumerate(KINDS))
+@pytest.mark.parametrize(("seed", "kind"), list(enumerate(KINDS)))
 def test_every_tensor_of_a_saved_pipeline(tmp_path: Path, kind: Kind, seed: int, sharded: bool) -> None:
     widths = random_widths(seed + 4 * sharded)
     pipeline = save_pipeline(tmp_path, kind, seed, "100KB" if sharded else "10GB", **widths)
@@ -58,9 +59,6 @@ def test_every_tensor_of_a_saved_pipeline(tmp_path: Path, kind: Kind, seed: int,
     language_model = load_language_model(checkpoint, torch.float32, "cpu").state_dict()
     theirs = text_model(pipeline)
     assert_same(language_model, {name: theirs[name] for name in language_model})
-    assert len(checkpoint.language_model_config.__dict__) and max(checkpoint.text.layers) == (
-        30 if kind == "dev" else 27
-    )
     seen = inspect(tmp_path)
     assert seen.problems == ()
     assert all(network.missing == () == network.unused for network in seen.networks)
@@ -98,7 +96,8 @@ def test_a_transformer_of_any_shape_goes_there_and_back(tmp_path: Path, mlp_rati
     again = Flux2Transformer2DModel.from_config(settings)
     again.load_state_dict(tensors)
     assert_same(again.state_dict(), theirs.state_dict())
-    assert dict(again.config) == dict(theirs.config) | {"_use_default_values": again.config["_use_default_values"]}
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert settings == {name: value for name, value in saved.items() if name != "_diffusers_version"}
 
 
 def test_an_autoencoder_with_a_small_decoder_goes_there_and_back(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from headrace.checkpoints.shapes import transformer_shapes
 from headrace.errors import RequestError
 from headrace.nn.config import TransformerConfig
 
+PRECISION_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
 # Loads the transformer in argv[1] in the dtype argv[2], and prints how many bytes it has and how far the peak rose.
 MEASURE = """
 import re, sys
@@ -70,9 +72,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, Path]:
 @pytest.mark.parametrize("wanted", ["bfloat16", "float32"])
 def test_peak_memory_of_loading(large: dict[torch.dtype, Path], stored: torch.dtype, wanted: str) -> None:
     command = [sys.executable, "-c", MEASURE, str(large[stored]), wanted]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=one_thread)
     loaded, rise = map(int, result.stdout.split())
     assert loaded > 150e6
     assert rise < 1.1 * loaded
@@ -106,10 +107,8 @@ def test_values_longer_than_the_buffer_arrive_whole(tmp_path: Path, monkeypatch:
 def test_nothing_is_left_as_it_was_allocated(tmp_path: Path) -> None:
     """Every parameter and buffer is in the state dict, so none keeps the bytes its memory happened to hold."""
     checkpoint = open_checkpoint(write_pipeline(tmp_path, is_distilled=True))
-    for network in (
-        load_transformer(checkpoint, torch.float32, "cpu"),
-        load_autoencoder(checkpoint, torch.float32, "cpu"),
-    ):
+    for load_network in (load_transformer, load_autoencoder):
+        network = load_network(checkpoint, torch.float32, "cpu")
         held = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
         assert held == set(network.state_dict())
     assert load_autoencoder(checkpoint, torch.float32, "cpu").bn.num_batches_tracked == 0
@@ -133,11 +132,8 @@ def test_the_digest_is_of_the_weights_and_not_of_their_place(tmp_path: Path) -> 
     assert len(first) == 7 + 64
     assert digest(open_checkpoint(write_pipeline(tmp_path / "b", is_distilled=True))) == first
     other = write_pipeline(tmp_path / "c", is_distilled=True)
-    tensors = transformer_tensors(seed=5)
-    write_tensors(
-        other / "transformer" / "diffusion_pytorch_model.safetensors",
-        transformer_for_diffusers(TRANSFORMER, tensors)[1],
-    )
+    _, tensors = transformer_for_diffusers(TRANSFORMER, transformer_tensors(seed=5))
+    write_tensors(other / "transformer" / "diffusion_pytorch_model.safetensors", tensors)
     assert digest(open_checkpoint(other)) != first
     assert digest(open_checkpoint(tmp_path / "b", variant="base")) != first
     write_json(tmp_path / "b" / "tokenizer" / "tokenizer.json", {"changed": True})

@@ -259,12 +259,8 @@ def test_settings_beside_the_index(pipeline: Path) -> None:
     }
     write_json(pipeline / "headrace.json", settings)
     checkpoint = open_checkpoint(pipeline)
-    assert (checkpoint.name, checkpoint.licence, checkpoint.steps, checkpoint.guidance) == (
-        "mine",
-        "Apache-2.0",
-        6,
-        2.0,
-    )
+    assert (checkpoint.name, checkpoint.licence) == ("mine", "Apache-2.0")
+    assert (checkpoint.steps, checkpoint.guidance) == (6, 2.0)
     assert (checkpoint.text.length, checkpoint.text.layers) == (64, (0, 3, 28))
     assert checkpoint.default_size == (256, 128)
     assert "colour" in checkpoint.notes[0]
@@ -300,6 +296,19 @@ def test_no_such_model() -> None:
     assert "sprite" in sentence
     refusal("a/b/c")
     refusal("../nowhere")
+    refusal("models/not-downloaded.safetensors")
+    refusal("x" * 5000)
+    refusal("a\0b")
+    refusal("~no-such-user/model")
+    refusal(Path("klein-4b"))
+    refusal(Path("/dev/null"))
+
+
+def test_no_such_part(pipeline: Path) -> None:
+    for option in ("autoencoder", "text_encoder"):
+        refusal(pipeline, **{option: "nowhere"})
+        refusal(pipeline, **{option: "x" * 5000})
+        refusal(pipeline, **{option: "~no-such-user"})
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])

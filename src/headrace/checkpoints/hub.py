@@ -62,7 +62,8 @@ def fetch(hub_id: str) -> tuple[Path, bool]:
         ) from error
     except RepositoryNotFoundError as error:
         raise RequestError(
-            f"{hub_id} is not on the hub, or is private: check its name, or log in with `hf auth login`."
+            f"{hub_id} is no folder here, and not on the hub or private there: check its name, or log in with "
+            "`hf auth login`."
         ) from error
     except LocalEntryNotFoundError as error:
         if constants.HF_HUB_OFFLINE:
@@ -74,9 +75,18 @@ def fetch(hub_id: str) -> tuple[Path, bool]:
             "check the network and try again; what was fetched is kept."
         ) from error
     except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise RequestError(
+                f"The hub refuses {hub_id}: accept its licence at {page(hub_id)} and log in with `hf auth login`."
+            ) from error
         raise HeadraceError(f"{constants.ENDPOINT} did not give {hub_id}: {_first_line(error)}") from error
     except OSError as error:
         raise HeadraceError(f"{hub_id} cannot be stored: {error.strerror or _first_line(error)}.") from error
+    except Exception as error:
+        # The client lets its HTTP library's own errors through, which have no public name.
+        raise HeadraceError(
+            f"The download of {hub_id} broke off ({_first_line(error)}): try again; what was fetched is kept."
+        ) from error
     if not (folder / "model_index.json").is_file():
         raise RequestError(
             f"{hub_id} is not in diffusers' layout (it has no model_index.json): download its file and name that."

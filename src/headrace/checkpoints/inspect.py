@@ -25,7 +25,7 @@ from headrace.checkpoints.components import (
 from headrace.checkpoints.headers import Shape, TensorEntry
 from headrace.checkpoints.recognise import Found, recognise
 from headrace.checkpoints.shapes import STATISTICS
-from headrace.checkpoints.weights import Weights, read_weights
+from headrace.checkpoints.weights import Weights, expanded, read_weights
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
 
@@ -82,7 +82,7 @@ def inspect(path: str | Path) -> Inspection:
 
     Raises RequestError where there is nothing to read, or a file is damaged or a pickle.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     if (place / "model_index.json").is_file():
         return _inspect_pipeline(place)
     weights = read_weights(place)

@@ -21,8 +21,9 @@ from headrace.checkpoints.components import (
     language_model_component,
     transformer_component,
 )
+from headrace.checkpoints.headers import PICKLE_SUFFIXES
 from headrace.checkpoints.recognise import recognise
-from headrace.checkpoints.weights import read_weights
+from headrace.checkpoints.weights import expanded, read_weights
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
 
@@ -35,7 +36,9 @@ MAX_SIDE = 8192
 KleinKind = Literal["base", "distilled", "kv"]
 KLEIN_KINDS: dict[str, Variant] = {"base": "klein-base", "distilled": "klein", "kv": "klein-kv"}
 PRECISION_NAMES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+# A name that ends like this is a file that is not there, not a repository.
+FILE_SUFFIXES = frozenset({".safetensors", ".gguf", ".json", *PICKLE_SUFFIXES})
 PIPELINES = ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline")
 SETTINGS = frozenset(
     {"name", "licence", "text_length", "text_layers", "steps", "guidance", "default_size", "reference_limit"}
@@ -95,26 +98,13 @@ def open_checkpoint(
         raise RequestError(f"The variant {variant!r} is not known: use base, distilled or kv.")
     parts = _Parts(
         variant=None if variant is None else KLEIN_KINDS[variant],
-        autoencoder=None if autoencoder is None else Path(autoencoder).expanduser(),
-        text_encoder=None if text_encoder is None else Path(text_encoder).expanduser(),
+        autoencoder=None if autoencoder is None else expanded(autoencoder),
+        text_encoder=None if text_encoder is None else expanded(text_encoder),
     )
-    name = str(model)
-    published = next((entry for entry in catalog.PUBLISHED if name in (entry.name, entry.hub_id)), None)
-    if published is not None:
-        return _from_hub(name, published.hub_id, published, parts)
-    if name in catalog.BUNDLED:
-        return _open_pipeline(BUNDLED_MODELS / name, name, None, parts)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if (path / "model_index.json").is_file():
-            return _open_pipeline(path, name, None, parts)
-        return _open_transformer(path, name, parts)
-    if path.is_file():
-        return _open_transformer(path, name, parts)
-    if isinstance(model, str) and HUB_ID.fullmatch(name) and ".." not in name:
-        return _from_hub(name, name, None, parts)
-    known = ", ".join((*catalog.BUNDLED, *(entry.name for entry in catalog.PUBLISHED)))
-    raise RequestError(f"{name!r} is neither a file, nor a folder, nor a hub id, nor one of {known}.")
+    try:
+        return _open(model, parts)
+    except OSError as error:
+        raise RequestError(f"{error.filename or model} cannot be read: {error.strerror or error}.") from error
 
 
 @dataclass(frozen=True)
@@ -139,6 +129,24 @@ class _Settings:
     default_size: tuple[int, int] = catalog.DEFAULT_SIZE
     reference_limit: int = catalog.REFERENCE_LIMIT
     notes: tuple[str, ...] = ()
+
+
+def _open(model: str | Path, parts: _Parts) -> Checkpoint:
+    if isinstance(model, str):
+        published = next((entry for entry in catalog.PUBLISHED if model in (entry.name, entry.hub_id)), None)
+        if published is not None:
+            return _from_hub(model, published.hub_id, published, parts)
+        if model in catalog.BUNDLED:
+            return _open_pipeline(BUNDLED_MODELS / model, model, None, parts)
+    path = expanded(model)
+    if (path / "model_index.json").is_file():
+        return _open_pipeline(path, str(model), None, parts)
+    if path.exists():
+        return _open_transformer(path, str(model), parts)
+    if isinstance(model, str) and HUB_ID.fullmatch(model) and path.suffix not in FILE_SUFFIXES:
+        return _from_hub(model, model, None, parts)
+    known = ", ".join((*catalog.BUNDLED, *(entry.name for entry in catalog.PUBLISHED)))
+    raise RequestError(f"{str(model)!r} is neither a file, nor a folder, nor a hub id, nor one of {known}.")
 
 
 def _from_hub(source: str, hub_id: str, published: PublishedModel | None, parts: _Parts) -> Checkpoint:
@@ -193,7 +201,7 @@ def _pipeline_name(folder: Path, source: str, published: PublishedModel | None) 
     """The catalogue's name, else the hub id, else the folder's."""
     if published is not None:
         return published.name
-    return folder.resolve().name if Path(source).expanduser().is_dir() or source in catalog.BUNDLED else source
+    return source if HUB_ID.fullmatch(source) and not Path(source).is_dir() else folder.resolve().name
 
 
 def _pipeline_variant(

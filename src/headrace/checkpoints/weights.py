@@ -27,15 +27,30 @@ class Weights:
     absent: Mapping[str, Path] = field(default_factory=dict)
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ~ replaced. Raises RequestError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise RequestError(f"{path} names the home of a user who is not known.") from error
+
+
 def read_weights(path: Path) -> Weights:
     """Reads the headers of the safetensors file, or of those in the folder, at `path`.
 
     Raises RequestError when there are none, when it is not clear which is meant, or when one is damaged.
     """
-    if path.is_file():
-        return _of_index(path) if path.name.endswith(INDEX_SUFFIX) else _of_files(path, (path,), {})
-    if not path.is_dir():
-        raise RequestError(f"{path} does not exist.")
+    try:
+        if path.is_dir():
+            return _of_folder(path)
+        if path.is_file():
+            return _of_index(path) if path.name.endswith(INDEX_SUFFIX) else _of_files(path, (path,), {})
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from error
+    raise RequestError(f"{path} is neither a file nor a folder.")
+
+
+def _of_folder(path: Path) -> Weights:
     index = _one_of(path, INDEX_SUFFIX)
     if index is not None:
         return _of_index(index)
