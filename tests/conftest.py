@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-# Tests run on machines with two cores, beside other work: one thread a process is the fastest for such small networks.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

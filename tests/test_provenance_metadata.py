@@ -160,8 +160,8 @@ def nested(depth: int) -> str:
         ("{}", "lacks"),
         (json.dumps(RECIPE.as_dict() | {"new": 1}), "does not know"),
         (json.dumps(RECIPE.as_dict() | {"seed": "42"}), "seed"),
-        (json.dumps(RECIPE.as_dict() | {"references": [{"sha256": "x"}]}), "references"),
-        (json.dumps(RECIPE.as_dict() | {"references": 7}), "references"),
+        (json.dumps(RECIPE.as_dict() | {"references": [{"sha256": "x"}]}), "reference"),
+        (json.dumps(RECIPE.as_dict() | {"references": 7}), "reference"),
         (json.dumps(RECIPE.as_dict() | {"prompt": "x" * 2**20}), "larger than 1 MiB"),
     ],
 )
