@@ -11,5 +11,5 @@ class RequestError(HeadraceError, ValueError):
     """The request, or a file it names, cannot be used; the command line ends with exit code 2."""
 
 
-class Cancelled(HeadraceError):
+class Cancelled(HeadraceError):  # noqa: N818 (what happened is no error)
     """The caller stopped a generation; no picture was made."""

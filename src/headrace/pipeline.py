@@ -1,11 +1,11 @@
-"""Prompt to picture. `Pipeline.stream` is the whole way, as numbered steps; the arithmetic is in `text`, `flow`, `nn`."""
+"""Prompt to picture: the whole way as numbered steps in `Pipeline._stream`; arithmetic is in `text`, `flow`, `nn`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TypedDict, Unpack, overload
 
@@ -70,8 +70,8 @@ class Options(TypedDict, total=False):
     """What a request may say beside its prompt, how many pictures and their seeds.
 
     references: pictures or paths, for all prompts, or one list for each. size: (width, height) or "WxH", by default
-    the first reference's, or else the model's. steps, guidance: by default the model's. convention: "diffusers", "comfy"
-    or "bfl". on_step: called after every step; where it returns False the call ends with Cancelled.
+    the first reference's, or else the model's. steps, guidance: by default the model's. convention:
+    "diffusers", "comfy" or "bfl". on_step: called after every step; when it returns False the call ends in Cancelled.
     """
 
     references: References
@@ -146,7 +146,7 @@ class Pipeline:
         Pictures come prompt by prompt, each prompt's in the order of their seeds. See `stream` for the arguments and
         for what is raised.
         """
-        made = dict(self._stream(prompt, count=count or 1, seed=seed, **options))
+        made = dict(self._stream(prompt, count=1 if count is None else count, seed=seed, **options))
         pictures = [made[position] for position in sorted(made)]
         return pictures[0] if isinstance(prompt, str) and count is None else pictures
 
@@ -173,12 +173,22 @@ class Pipeline:
         self, prompt: str | list[str], *, count: int, seed: int | Sequence[int] | None, **options: Unpack[Options]
     ) -> Iterator[tuple[int, Picture]]:
         """The way of a picture, in five steps; yields each one with its place among the call's pictures."""
-        on_step = options.pop("on_step", None)
-        convention = find_convention(options.pop("convention", "diffusers"))
+        on_step = options.get("on_step")
+        convention = find_convention(options.get("convention", "diffusers"))
 
         # 1. The request, checked and written down as one recipe a picture.
         requests = make_requests(
-            self.checkpoint, self.precision, convention, self.reference_limit, prompt, count, seed, **options
+            self.checkpoint,
+            self.precision,
+            convention,
+            self.reference_limit,
+            prompt,
+            count,
+            seed,
+            references=options.get("references", ()),
+            size=options.get("size"),
+            steps=options.get("steps"),
+            guidance=options.get("guidance"),
         )
 
         # 2. Every prompt and every reference, each on its own, to what the transformer reads.
@@ -298,6 +308,11 @@ def load(
     reference_limit: how many references a prompt may have. Opens the model, loads nothing yet; raises RequestError
     where it cannot be used.
     """
-    checkpoint = open_checkpoint(model, variant=variant, autoencoder=autoencoder, text_encoder=text_encoder)
+    checkpoint = open_checkpoint(
+        fspath(model),
+        variant=variant,
+        autoencoder=None if autoencoder is None else Path(autoencoder),
+        text_encoder=None if text_encoder is None else Path(text_encoder),
+    )
     place = choose_device(device)
     return Pipeline(checkpoint, choose_precision(precision, checkpoint.precision, place), place, reference_limit)

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -59,33 +59,41 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """The recipe from `as_dict`'s form. Raises RequestError where a field is missing, unknown or of the wrong type."""
-        expected = {field.name: field.type for field in fields(cls)}
-        if set(values) - set(expected):
-            raise RequestError(f"The recipe has fields this version does not know: {_names(set(values) - set(expected))}.")
-        required = set(expected) - {"references", "compiled"}
-        if required - set(values):
-            raise RequestError(f"The recipe lacks {_names(required - set(values))}, so the picture cannot be made again.")
+        """The recipe from `as_dict`'s form. Raises RequestError where a field is missing, unknown or of a wrong kind."""
+        kinds = {field.name: str(field.type) for field in fields(cls)}
+        if strangers := set(values) - set(kinds):
+            raise RequestError(f"The recipe has fields unknown to this version: {', '.join(sorted(strangers))}.")
+        if missing := set(kinds) - {"references", "compiled"} - set(values):
+            raise RequestError(f"The recipe lacks {', '.join(sorted(missing))}, so the picture cannot be made again.")
         for name, value in values.items():
-            if name != "references" and not isinstance(value, _TYPES[str(expected[name])]):
-                raise RequestError(f"The recipe's {name} is {value!r}, which is not of the kind {expected[name]}.")
-        try:
-            references = tuple(ReferenceRecord(**record) for record in values.get("references", ()))
-        except TypeError as error:
-            raise RequestError("The recipe's references are not records of sha256, width and height.") from error
-        return cls(**{**values, "references": references})
+            if name != "references" and not _is_a(value, kinds[name]):
+                raise RequestError(f"The recipe's {name} is {value!r}, which is not of the kind {kinds[name]}.")
+        return cls(**{**values, "references": tuple(_record(record) for record in _list(values.get("references", ())))})
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+def _is_a(value: object, kind: str) -> bool:
+    """Whether a JSON value is of the kind; true and false are no numbers."""
+    wanted = {"str": str, "int": int, "float": int | float, "bool": bool}[kind]
+    return isinstance(value, wanted) and (kind == "bool" or not isinstance(value, bool))
 
 
-def _names(names: set[str]) -> str:
-    return ", ".join(sorted(names))
+def _list(value: object) -> Sequence[object]:
+    if not isinstance(value, list | tuple):
+        raise RequestError(f"The recipe's references are {value!r}, which is not a list.")
+    return value
+
+
+def _record(value: object) -> ReferenceRecord:
+    if isinstance(value, Mapping) and set(value) == {"sha256", "width", "height"}:
+        sha256, width, height = value["sha256"], value["width"], value["height"]
+        if _is_a(sha256, "str") and _is_a(width, "int") and _is_a(height, "int"):
+            return ReferenceRecord(sha256, width, height)
+    raise RequestError(f"The recipe has {value!r} for a reference, which is not a record of sha256, width and height.")
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """`"1024x768"` -> (1024, 768), checked as `check_size` does."""
-    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text)  # noqa: RUF001 (people paste the real sign)
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX×]\s*([0-9]{1,6})\s*", text)  # noqa: RUF001 (people paste the real sign)
     if match is None:
         raise RequestError(f"The size {text!r} is not WIDTHxHEIGHT; write it like 1024x768.")
     return check_size(int(match[1]), int(match[2]))
@@ -93,7 +101,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def check_size(width: int, height: int) -> tuple[int, int]:
     """Any multiples of 16 up to 4 MP (2048x2048 pixels). Raises RequestError naming the two nearest sizes that work."""
-    if width % SIZE_STEP == 0 and height % SIZE_STEP == 0 and 0 < min(width, height) and width * height <= MAX_AREA:
+    if width % SIZE_STEP == 0 and height % SIZE_STEP == 0 and min(width, height) > 0 and width * height <= MAX_AREA:
         return width, height
     reason = (
         "has more than 4 megapixels" if width * height > MAX_AREA else f"is not made of multiples of {SIZE_STEP} pixels"
@@ -103,25 +111,20 @@ def check_size(width: int, height: int) -> tuple[int, int]:
 
 
 def nearest_sizes(width: int, height: int) -> list[tuple[int, int]]:
-    """The two permitted sizes nearest to (width, height), judged by the relative change of both sides."""
+    """The two permitted sizes nearest to (width, height), by the relative change of both sides and of their ratio."""
     width, height = max(width, 1), max(height, 1)
     shrink = min(1.0, math.sqrt(MAX_AREA / (width * height)))
 
     def around(side: float) -> list[int]:
-        middle = min(round(side / SIZE_STEP), MAX_AREA // SIZE_STEP**2)
-        return [SIZE_STEP * max(1, middle + offset) for offset in (-2, -1, 0, 1, 2)]
+        middle = min(round(side * shrink / SIZE_STEP), MAX_AREA // SIZE_STEP**2)
+        return [SIZE_STEP * (middle + offset) for offset in (-2, -1, 0, 1, 2) if middle + offset > 0]
 
-    candidates = {
-        (w, h) for w, h in itertools.product(around(width * shrink), around(height * shrink)) if w * h <= MAX_AREA
-    }
-    while len(candidates) < 2:
-        longest = max(candidates, default=(MAX_AREA // SIZE_STEP, SIZE_STEP))
-        candidates |= {longest, (max(longest[0] - SIZE_STEP, SIZE_STEP), max(longest[1] - SIZE_STEP, SIZE_STEP))}
-    distance = {
-        size: abs(math.log(size[0] / (width * shrink))) + abs(math.log(size[1] / (height * shrink)))
-        for size in candidates
-    }
-    return sorted(candidates, key=lambda size: (distance[size], size))[:2]
+    def change(size: tuple[int, int]) -> float:
+        wider, higher = math.log(size[0] / (width * shrink)), math.log(size[1] / (height * shrink))
+        return abs(wider) + abs(higher) + 2 * abs(wider - higher)
+
+    fitting = [size for size in itertools.product(around(width), around(height)) if size[0] * size[1] <= MAX_AREA]
+    return sorted(fitting, key=change)[:2]
 
 
 def check_prompt(prompt: str) -> str:

@@ -64,10 +64,10 @@ def make_requests(
     count: int,
     seed: int | Sequence[int] | None,
     *,
-    references: References = (),
-    size: str | tuple[int, int] | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
+    references: References,
+    size: str | tuple[int, int] | None,
+    steps: int | None,
+    guidance: float | None,
 ) -> list[Request]:
     """The pictures of a call: prompts in order, each `count` times. Raises RequestError where something cannot be.
 
@@ -85,7 +85,7 @@ def make_requests(
     steps = check_steps(checkpoint.steps if steps is None else steps)
     guidance = _guidance(checkpoint, guidance)
     model_hash = digest(checkpoint)
-    requests = []
+    requests: list[Request] = []
     for text, images in zip(prompts, per_prompt, strict=True):
         width, height = _size(size, images, checkpoint)
         records = tuple(_record(image) for image in images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -87,7 +88,7 @@ def denoise(
     them to `dtype`.
     """
     steps = len(sigmas) - 1
-    for index, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for index, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         time = float(torch.tensor(sigma, dtype=dtype)) if convention.rounds_steps else sigma
         slope = velocity(latent, time)
         predicted = latent - sigma * slope

@@ -34,7 +34,7 @@ def to_tokens(latent: Tensor) -> Tensor:
 
 def from_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `to_tokens`, for a latent of `height` x `width` tokens."""
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
 
 
 def text_positions(length: int) -> Tensor:

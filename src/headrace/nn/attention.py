@@ -37,7 +37,7 @@ def rotation(positions: Tensor, axes_dim: tuple[int, ...], theta: float) -> Rota
 
 def rotate(x: Tensor, spin: Rotation) -> Tensor:
     """Turn neighbouring channels (0, 1), (2, 3), … of (B, heads, S, head_dim) by their position's angles."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack([even * spin.cos - odd * spin.sin, even * spin.sin + odd * spin.cos], dim=-1)
     return turned.flatten(-2).to(x.dtype)
 
@@ -55,6 +55,4 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     mask: booleans broadcast to (B, heads, queries, keys), True where a query may look; a query that may look nowhere
     gets zeros. Fewer key/value heads than query heads are shared in order (grouped-query attention).
     """
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1]
-    )
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1])

@@ -6,6 +6,8 @@ statistics of a batch norm. Parameter names are those of Black Forest Labs' `ae.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,18 +74,32 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _middle(channels: int, norm_groups: int) -> nn.Module:
-    middle = nn.Module()
-    middle.block_1 = ResnetBlock(channels, channels, norm_groups)
-    middle.attn_1 = AttentionBlock(channels, norm_groups)
-    middle.block_2 = ResnetBlock(channels, channels, norm_groups)
-    return middle
+class Middle(nn.Module):
+    """Residual block, attention, residual block, at the lowest resolution."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, norm_groups)
+        self.attn_1 = AttentionBlock(channels, norm_groups)
+        self.block_2 = ResnetBlock(channels, channels, norm_groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
 
 
-def _level(widths: list[int], norm_groups: int) -> nn.Module:
-    level = nn.Module()
-    level.block = nn.ModuleList(ResnetBlock(i, o, norm_groups) for i, o in zip(widths, widths[1:], strict=False))
-    return level
+class Level(nn.Module):
+    """Residual blocks at one resolution, `widths` being the channels before, between and after them."""
+
+    def __init__(self, widths: list[int], norm_groups: int) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(i, o, norm_groups) for i, o in itertools.pairwise(widths))
+        self.downsample: nn.Module = nn.Identity()
+        self.upsample: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return self.upsample(self.downsample(x))
 
 
 class Encoder(nn.Module):
@@ -95,11 +111,11 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         for index, width in enumerate(widths):
-            level = _level([widths[max(index - 1, 0)]] + [width] * config.layers_per_block, groups)
+            level = Level([widths[max(index - 1, 0)]] + [width] * config.layers_per_block, groups)
             if index < len(widths) - 1:
                 level.downsample = Downsample(width)
             self.down.append(level)
-        self.mid = _middle(widths[-1], groups)
+        self.mid = Middle(widths[-1], groups)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=GROUP_NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
@@ -107,12 +123,8 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         h = self.conv_in(image)
         for level in self.down:
-            for block in level.block:
-                h = block(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
-        return self.quant_conv(self.conv_out(F.silu(self.norm_out(h))))
+            h = level(h)
+        return self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(h)))))
 
 
 class Decoder(nn.Module):
@@ -123,11 +135,11 @@ class Decoder(nn.Module):
         groups, widths = config.norm_groups, config.decoder_channels or config.channels
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.mid = _middle(widths[-1], groups)
+        self.mid = Middle(widths[-1], groups)
         self.up = nn.ModuleList()
         for index, width in enumerate(widths):
             above = widths[min(index + 1, len(widths) - 1)]
-            level = _level([above] + [width] * (config.layers_per_block + 1), groups)
+            level = Level([above] + [width] * (config.layers_per_block + 1), groups)
             if index > 0:
                 level.upsample = Upsample(width)
             self.up.append(level)
@@ -135,13 +147,9 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
-        h = self.conv_in(self.post_quant_conv(latent))
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        h = self.mid(self.conv_in(self.post_quant_conv(latent)))
         for level in reversed(self.up):
-            for block in level.block:
-                h = block(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
+            h = level(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -196,7 +204,7 @@ class Autoencoder(nn.Module):
         self.bn = LatentStatistics(config.token_channels, config.batch_norm_eps)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Picture (B, 3, H, W) in [-1, 1] -> normalised, patchified latent (B, 128, H/16, W/16): the posterior's mean."""
+        """Picture (B, 3, H, W) in [-1, 1] -> normalised, patchified latent (B, 128, H/16, W/16): the mean."""
         mean, _ = self.encode_moments(image)
         return self.bn.normalise(patchify(mean))
 

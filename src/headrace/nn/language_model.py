@@ -8,7 +8,6 @@ are there for generating text. Parameter names are Hugging Face's without the pr
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from headrace.nn.attention import Rotation, attention, rotate_halves, rotation
 from headrace.nn.config import LanguageModelConfig
+from headrace.nn.linear import Linear
 
 
 class RMSNorm(nn.Module):
@@ -58,10 +58,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, width)
+        self.k_proj = Linear(config.hidden_size, kv_width)
+        self.v_proj = Linear(config.hidden_size, kv_width)
+        self.o_proj = Linear(width, config.hidden_size)
         if config.qk_norm:
             self.q_norm: nn.Module = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm: nn.Module = RMSNorm(config.head_dim, config.rms_norm_eps)
@@ -84,9 +84,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -123,7 +123,7 @@ class LanguageModel(nn.Module):
         if norm:
             self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if head and not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
     def hidden_states(
         self,
@@ -134,9 +134,9 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """The states after the layers named in `outputs`, side by side.
 
-        token_ids, attention_mask: (B, L) integers; tokens whose mask is 0 are not looked at, though their own states are
-        returned too. Index 0 is the embedding, k the state after layer k; the state after the model's very last layer
-        has the final norm, as in transformers. layers: what to run, in order (default: this network's own).
+        token_ids, attention_mask: (B, L) integers; tokens whose mask is 0 are not looked at, but have states of their own.
+        Index 0 is the embedding, k the state after layer k; the state after the model's very last layer has the final
+        norm, as in transformers. layers: what to run, in order (default: this network's own).
         Returns (B, L, len(outputs) * hidden_size).
         """
         x = self.embed_tokens(token_ids)
@@ -165,7 +165,7 @@ class LanguageModel(nn.Module):
         spin, mask = self._positions(attention_mask, past)
         for index, layer in enumerate(self.layers):
             x = layer(x, spin, mask, cache, index)
-        weight = self.embed_tokens.weight if self.config.tie_word_embeddings else cast(nn.Linear, self.lm_head).weight
+        weight = self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
         return F.linear(self.norm(x), weight)
 
     def _positions(self, attention_mask: Tensor, past: int) -> tuple[Rotation, Tensor]:

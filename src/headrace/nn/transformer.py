@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from headrace.nn.attention import Rotation, attention, rotate, rotation
 from headrace.nn.config import TransformerConfig
+from headrace.nn.linear import Linear
 
 NORM_EPS = 1e-6
 TIME_CHANNELS = 256
@@ -52,7 +53,10 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def time_embedding(time: Tensor, channels: int = TIME_CHANNELS) -> Tensor:
-    """Sinusoids of `1000 * time`, cosines first. time (B,) in float32 -> (B, channels). Vaswani et al. 2017, section 3.5."""
+    """Sinusoids of `1000 * time`, cosines first (Vaswani et al. 2017, section 3.5).
+
+    time: (B,) in float32. Returns (B, channels).
+    """
     half = channels // 2
     frequencies = torch.exp(
         torch.arange(half, dtype=torch.float32, device=time.device) * (-math.log(TIME_MAX_PERIOD) / half)
@@ -66,8 +70,8 @@ class MLPEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.in_layer = nn.Linear(TIME_CHANNELS, hidden_size, bias=False)
-        self.out_layer = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.in_layer = Linear(TIME_CHANNELS, hidden_size)
+        self.out_layer = Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out_layer(F.silu(self.in_layer(x)))
@@ -79,7 +83,7 @@ class SharedModulation(nn.Module):
     def __init__(self, hidden_size: int, branches: int) -> None:
         super().__init__()
         self.branches = branches
-        self.lin = nn.Linear(hidden_size, 3 * branches * hidden_size, bias=False)
+        self.lin = Linear(hidden_size, 3 * branches * hidden_size)
 
     def forward(self, vector: Tensor) -> tuple[Modulation, ...]:
         parts = self.lin(F.silu(vector))[:, None, :].chunk(3 * self.branches, dim=-1)
@@ -109,7 +113,7 @@ class Scale(nn.Module):
 def split_heads(qkv: Tensor, norm: QKNorm, spin: Rotation) -> tuple[Tensor, Tensor, Tensor]:
     """(B, S, 3D) -> queries, keys (normed and rotated) and values, each (B, heads, S, head_dim)."""
     head_dim = norm.query_norm.scale.shape[0]
-    q, k, v = qkv.unflatten(-1, (3, -1, head_dim)).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.view(*qkv.shape[:-1], 3, -1, head_dim).permute(2, 0, 3, 1, 4)
     return rotate(norm.query_norm(q), spin), rotate(norm.key_norm(k), spin), v
 
 
@@ -125,7 +129,7 @@ def gated_silu(x: Tensor) -> Tensor:
 
 
 def with_references(own: Tensor, references: Tensor, text_length: int) -> Tensor:
-    """Insert cached reference keys or values between text and picture: (B, heads, L + N, d) -> (B, heads, L + M + N, d)."""
+    """Insert cached keys or values between text and picture: (B, heads, L + N, d) -> (B, heads, L + M + N, d)."""
     cached = references.expand(own.shape[0], -1, -1, -1)
     return torch.cat([own[:, :, :text_length], cached, own[:, :, text_length:]], dim=2)
 
@@ -135,9 +139,9 @@ class StreamAttention(nn.Module):
 
     def __init__(self, hidden_size: int, head_dim: int) -> None:
         super().__init__()
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
         self.norm = QKNorm(head_dim)
-        self.proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.proj = Linear(hidden_size, hidden_size)
 
     def queries_keys_values(self, x: Tensor, spin: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         return split_heads(self.qkv(x), self.norm, spin)
@@ -148,9 +152,9 @@ class GatedMLP(nn.Sequential):
 
     def __init__(self, hidden_size: int, mlp_size: int) -> None:
         super().__init__(
-            nn.Linear(hidden_size, 2 * mlp_size, bias=False),
+            Linear(hidden_size, 2 * mlp_size),
             nn.Identity(),
-            nn.Linear(mlp_size, hidden_size, bias=False),
+            Linear(mlp_size, hidden_size),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,8 +203,8 @@ class SingleStreamBlock(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.split = (3 * config.hidden_size, 2 * config.mlp_size)
-        self.linear1 = nn.Linear(config.hidden_size, sum(self.split), bias=False)
-        self.linear2 = nn.Linear(config.hidden_size + config.mlp_size, config.hidden_size, bias=False)
+        self.linear1 = Linear(config.hidden_size, sum(self.split))
+        self.linear2 = Linear(config.hidden_size + config.mlp_size, config.hidden_size)
         self.norm = QKNorm(config.head_dim)
 
     def forward(
@@ -234,10 +238,8 @@ class FinalLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(config.hidden_size, config.in_channels, bias=False)
-        self.adaLN_modulation = nn.Sequential(
-            nn.SiLU(), nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=False)
-        )
+        self.linear = Linear(config.hidden_size, config.in_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(config.hidden_size, 2 * config.hidden_size))
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(vector)[:, None, :].chunk(2, dim=-1)
@@ -259,8 +261,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         size = config.hidden_size
-        self.img_in = nn.Linear(config.in_channels, size, bias=False)
-        self.txt_in = nn.Linear(config.context_in_dim, size, bias=False)
+        self.img_in = Linear(config.in_channels, size)
+        self.txt_in = Linear(config.context_in_dim, size)
         self.time_in = MLPEmbedder(size)
         if config.guidance_embed:
             self.guidance_in = MLPEmbedder(size)
