@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from headrace import catalog
 from headrace.catalog import PublishedModel, TextSettings, Variant
@@ -23,26 +22,19 @@ from headrace.checkpoints.components import (
 )
 from headrace.checkpoints.headers import PICKLE_SUFFIXES
 from headrace.checkpoints.recognise import recognise
+from headrace.checkpoints.settings import Settings, read_settings
 from headrace.checkpoints.weights import expanded, read_weights
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
 
 BUNDLED_MODELS = Path(__file__).parent.parent / "models"
-SETTINGS_FILE = "headrace.json"
-MAX_TEXT_LENGTH = 4096
-MAX_STEPS = 1000
-MAX_SIDE = 8192
 
-KleinKind = Literal["base", "distilled", "kv"]
 KLEIN_KINDS: dict[str, Variant] = {"base": "klein-base", "distilled": "klein", "kv": "klein-kv"}
 PRECISION_NAMES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 # A name that ends like this is a file that is not there, not a repository.
 FILE_SUFFIXES = frozenset({".safetensors", ".gguf", ".json", *PICKLE_SUFFIXES})
 PIPELINES = ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline")
-SETTINGS = frozenset(
-    {"name", "licence", "text_length", "text_layers", "steps", "guidance", "default_size", "reference_limit"}
-)
 
 
 @dataclass(frozen=True)
@@ -116,21 +108,6 @@ class _Parts:
     text_encoder: Path | None
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """What a checkpoint is used with: the published values, or those of a headrace.json beside it."""
-
-    name: str
-    licence: str | None
-    text_length: int | None = None
-    text_layers: tuple[int, ...] | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    default_size: tuple[int, int] = catalog.DEFAULT_SIZE
-    reference_limit: int = catalog.REFERENCE_LIMIT
-    notes: tuple[str, ...] = ()
-
-
 def _open(model: str | Path, parts: _Parts) -> Checkpoint:
     if isinstance(model, str):
         published = next((entry for entry in catalog.PUBLISHED if model in (entry.name, entry.hub_id)), None)
@@ -168,7 +145,7 @@ def _open_pipeline(folder: Path, source: str, published: PublishedModel | None, 
     if kind not in PIPELINES:
         raise RequestError(f"{folder} is saved from diffusers' {kind}, which is not a FLUX.2 pipeline.")
     variant = _pipeline_variant(folder, kind, index, published, parts.variant)
-    settings = _settings(folder, _pipeline_name(folder, source, published), published)
+    settings = read_settings(folder, _pipeline_name(folder, source, published), published)
     transformer = transformer_component(read_weights(folder / "transformer"))
     return _assembled(
         source, variant, settings, transformer, parts.autoencoder or folder / "vae", parts.text_encoder or folder
@@ -194,7 +171,7 @@ def _open_transformer(path: Path, source: str, parts: _Parts) -> Checkpoint:
         raise RequestError(f"{path} is a transformer alone: name what belongs to it with {' and '.join(wanted)}.")
     variant = _transformer_variant(path, config, parts.variant)
     name = path.stem if path.is_file() else path.resolve().name
-    return _assembled(source, variant, _Settings(name, None), (transformer, config), autoencoder, parts.text_encoder)
+    return _assembled(source, variant, Settings(name, None), (transformer, config), autoencoder, parts.text_encoder)
 
 
 def _pipeline_name(folder: Path, source: str, published: PublishedModel | None) -> str:
@@ -239,37 +216,10 @@ def _transformer_variant(path: Path, config: TransformerConfig, chosen: Variant 
     )
 
 
-def _settings(folder: Path, name: str, published: PublishedModel | None) -> _Settings:
-    settings = _Settings(name, published.licence.name if published else hub.card_licence(folder))
-    file = folder / SETTINGS_FILE
-    if not file.is_file():
-        return settings
-    fields = configs.read_fields(file)
-    given = fields.values
-    size = fields.whole_numbers("default_size", catalog.DEFAULT_SIZE)
-    if len(size) != 2 or max(size) > MAX_SIDE:
-        raise RequestError(f"{file} sets default_size to {list(size)}, which is not a width and a height.")
-    layers = fields.whole_numbers("text_layers", at_least=0) if "text_layers" in given else None
-    surplus = sorted(set(given) - SETTINGS)
-    return _Settings(
-        name=fields.text("name", name),
-        licence=fields.text("licence") if "licence" in given else settings.licence,
-        text_length=fields.whole("text_length", at_most=MAX_TEXT_LENGTH) if "text_length" in given else None,
-        text_layers=layers,
-        steps=fields.whole("steps", at_most=MAX_STEPS) if "steps" in given else None,
-        guidance=fields.number("guidance") if "guidance" in given else None,
-        default_size=(size[0], size[1]),
-        reference_limit=fields.whole("reference_limit", catalog.REFERENCE_LIMIT, at_most=1000),
-        notes=(f"{file} holds settings that are not known and were not used: {', '.join(surplus)}.",)
-        if surplus
-        else (),
-    )
-
-
 def _assembled(
     source: str,
     variant: Variant,
-    settings: _Settings,
+    settings: Settings,
     transformer: tuple[Component, TransformerConfig],
     autoencoder_path: Path,
     text_encoder_folder: Path,
