@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# The networks here are so small that threads only wait for each other, above all on a machine with other work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
