@@ -59,7 +59,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """The recipe from `as_dict`'s form. Raises RequestError where a field is missing, unknown or of a wrong kind."""
+        """The recipe from `as_dict`'s form. Raises RequestError where a field is missing, unknown or malformed."""
         kinds = {field.name: str(field.type) for field in fields(cls)}
         if strangers := set(values) - set(kinds):
             raise RequestError(f"The recipe has fields unknown to this version: {', '.join(sorted(strangers))}.")

@@ -134,7 +134,7 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """The states after the layers named in `outputs`, side by side.
 
-        token_ids, attention_mask: (B, L) integers; tokens whose mask is 0 are not looked at, but have states of their own.
+        token_ids, attention_mask: (B, L) integers; tokens whose mask is 0 are not looked at, but have states too.
         Index 0 is the embedding, k the state after layer k; the state after the model's very last layer has the final
         norm, as in transformers. layers: what to run, in order (default: this network's own).
         Returns (B, L, len(outputs) * hidden_size).
