@@ -104,7 +104,7 @@ def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_log_has_a_row_a_step(tmp_path: Path) -> None:
     autoencoder.train(AUTOENCODER, tmp_path, report=lambda _: None)
-    rows = list(csv.DictReader((tmp_path / run.LOG).open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / run.LOG).read_text(encoding="utf-8").splitlines()))
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
     assert all(float(row["loss"]) > 0 for row in rows)
 

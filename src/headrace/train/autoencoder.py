@@ -47,7 +47,7 @@ class AutoencoderTraining:
     seed: int = 1
     steps: int = 1400
     batch: int = 32
-    shards: int = 2
+    shards: int = shards.COUNT
     muon_rate: float = 7e-3
     adam_rate: float = 2e-3
     warm_up: int = 100
@@ -150,7 +150,7 @@ def _loss(
 
 
 @torch.no_grad()
-def measure_statistics(model: Autoencoder, *, seed: int, pictures: int = 2048) -> None:
+def measure_statistics(model: Autoencoder, *, seed: int, pictures: int = 1024) -> None:
     """Sets the model's batch-norm statistics from scenes, so that ``encode`` gives zero mean and unit variance."""
     total = torch.zeros(model.config.token_channels, dtype=torch.float64)
     squares, count = total.clone(), 0

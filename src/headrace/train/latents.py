@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from headrace.nn.autoencoder import Autoencoder
-from headrace.train import run
+from headrace.train import run, shards
 from headrace.world.draw import draw
 from headrace.world.scene import scene
 
@@ -18,7 +19,6 @@ CHUNK = 32
 Latents = npt.NDArray[np.float16]
 
 
-@torch.no_grad()
 def encode_scenes(autoencoder: Autoencoder, count: int, size: tuple[int, int], file: Path) -> Latents:
     """Latents of the scenes with seeds 0 to count - 1 at ``size`` (width, height): a memory-mapped array.
 
@@ -32,12 +32,16 @@ def encode_scenes(autoencoder: Autoencoder, count: int, size: tuple[int, int], f
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".partial")
         latents = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-        for start in range(0, count, CHUNK):
-            stop = min(start + CHUNK, count)
-            images = run.to_tensor([draw(scene(seed, width, height)) for seed in range(start, stop)])
-            with torch.autocast("cpu", torch.bfloat16):
+
+        def encode(start: int) -> None:
+            seeds = range(start, min(start + CHUNK, count))
+            images = run.to_tensor([draw(scene(seed, width, height)) for seed in seeds])
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 encoded = autoencoder.encode(images.to(memory_format=torch.channels_last))
-            latents[start:stop] = encoded.flatten(2).transpose(1, 2).float().numpy()
+            latents[seeds.start : seeds.stop] = encoded.flatten(2).transpose(1, 2).float().numpy()
+
+        with ThreadPoolExecutor(shards.COUNT) as pool:
+            list(pool.map(encode, range(0, count, CHUNK)))
         latents.flush()
         partial.replace(file)
     return np.load(file, mmap_mode="r")

@@ -13,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+COUNT = 2
+"""Shards of a batch, where a run does not say otherwise."""
+
 Loss = Callable[[], tuple[Tensor, Tensor]]
 """Computes one shard: its loss, and another scalar that is only to be reported."""
 

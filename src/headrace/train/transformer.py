@@ -100,7 +100,7 @@ class TransformerTraining:
     seed: int = 1
     steps: int = 2000
     batch: int = 64
-    shards: int = 2
+    shards: int = shards.COUNT
     muon_rate: float = 5e-3
     adam_rate: float = 2e-3
     warm_up: int = 50

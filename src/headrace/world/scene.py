@@ -53,9 +53,9 @@ class Scene:
 
 
 def scene(seed: int, width: int = 128, height: int = 128, *, stream: str = "train") -> Scene:
-    """The scene of this seed. Different streams ("train", "eval", ...) share no scene by construction of the seed.
+    """The scene of this seed at ``width`` x ``height`` pixels. The result depends on nothing but the arguments.
 
-    Width and height are in pixels. The result depends on nothing but the arguments.
+    Each stream ("train", "eval", ...) is a series of its own; the world is small enough for a scene to be in both.
     """
     draw = random.Random(f"scene/{stream}/{seed}")
     background_name: str | None = draw.choice(tuple(colors.NAMED))
