@@ -204,6 +204,7 @@ def test_conventions_differ_where_they_say(folders: dict[str, Path]) -> None:
     [
         ({"prompt": ""}, "empty"),
         ({"prompt": []}, "no prompt"),
+        ({"prompt": "a \ud800"}, "surrogate"),
         ({"size": "1000x1000"}, "1008x1008 and 992x992"),
         ({"size": "4096x4096"}, "4 megapixels"),
         ({"size": (0, 16)}, "multiples of 16"),

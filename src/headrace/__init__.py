@@ -12,17 +12,18 @@ from headrace.errors import Cancelled, HeadraceError, RequestError
 
 if TYPE_CHECKING:
     from headrace.checkpoints.inspect import inspect
-    from headrace.pipeline import Picture, Pipeline, load
+    from headrace.pipeline import Picture, Pipeline, Step, load
     from headrace.recipe import Recipe
 
 __version__ = "0.1.0"
 
-__all__ = ["Cancelled", "HeadraceError", "Picture", "Pipeline", "Recipe", "RequestError", "inspect", "load"]
+__all__ = ["Cancelled", "HeadraceError", "Picture", "Pipeline", "Recipe", "RequestError", "Step", "inspect", "load"]
 
 _MODULE_OF = {
     "Picture": "headrace.pipeline",
     "Pipeline": "headrace.pipeline",
     "Recipe": "headrace.recipe",
+    "Step": "headrace.pipeline",
     "inspect": "headrace.checkpoints.inspect",
     "load": "headrace.pipeline",
 }

@@ -86,12 +86,16 @@ class Pipeline:
     """A model ready to make pictures. Its parts are loaded when first needed, and then kept."""
 
     def __init__(
-        self, checkpoint: Checkpoint, precision: str, device: torch.device, reference_limit: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        precision: str = "auto",
+        device: str = "auto",
+        reference_limit: int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.precision = precision
-        self.dtype = PRECISIONS[precision]
-        self.device = device
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, checkpoint.precision, self.device)
+        self.dtype = PRECISIONS[self.precision]
         self.reference_limit = checkpoint.reference_limit if reference_limit is None else reference_limit
         self._reference_caches: dict[tuple[str, ...], list[KeyValue]] = {}
 
@@ -314,5 +318,4 @@ def load(
         autoencoder=None if autoencoder is None else Path(autoencoder),
         text_encoder=None if text_encoder is None else Path(text_encoder),
     )
-    place = choose_device(device)
-    return Pipeline(checkpoint, choose_precision(precision, checkpoint.precision, place), place, reference_limit)
+    return Pipeline(checkpoint, precision, device, reference_limit)

@@ -131,6 +131,8 @@ def check_prompt(prompt: str) -> str:
     """A prompt with at least one visible character and at most 100,000. Raises RequestError."""
     if not prompt.strip():
         raise RequestError("The prompt is empty; say what the picture should show.")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise RequestError("The prompt holds half of a surrogate pair, which is no character; write it as UTF-8 text.")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise RequestError(f"The prompt has {len(prompt):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read.")
     return prompt

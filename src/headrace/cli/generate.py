@@ -136,11 +136,9 @@ def generate(
     checkpoint = open_checkpoint(model, variant=variant, autoencoder=autoencoder, text_encoder=text_encoder)
 
     # What can be refused without computing has been; only now is torch imported.
-    from headrace.device import choose_device, choose_precision
     from headrace.pipeline import Pipeline
 
-    place = choose_device(device)
-    pipeline = Pipeline(checkpoint, choose_precision(precision, checkpoint.precision, place), place)
+    pipeline = Pipeline(checkpoint, precision, device)
     for note in checkpoint.notes:
         click.echo(note, err=True)
     opened = time.monotonic()
