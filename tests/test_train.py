@@ -36,7 +36,8 @@ TRANSFORMER = transformer.TransformerTraining(
         rope_theta=1e4, rms_norm_eps=1e-6, qk_norm=True, tie_word_embeddings=True,
     ),
     text=transformer.TextSettings("qwen", (1, 2, 3), "right", 40),
-    size=(32, 32), steps=4, batch=4, warm_up=2, decay=2, save_every=2, log_every=1, preview_steps=1,
+    sizes=((32, 32), (48, 32)), main_size_steps=1,
+    steps=4, batch=4, warm_up=2, decay=2, save_every=2, log_every=1, preview_steps=1,
 )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def test_autoencoder_resumes_to_the_same_bits(tmp_path: Path) -> None:
 def test_transformer_resumes_to_the_same_bits(
     tmp_path: Path, small_autoencoder: autoencoder.Autoencoder, prompt_tokenizer: PromptTokenizer
 ) -> None:
-    latents = encode_scenes(small_autoencoder, 40, TRANSFORMER.size, tmp_path / "latents.npy")
+    latents = [encode_scenes(small_autoencoder, 40, size, tmp_path / f"{size}.npy") for size in TRANSFORMER.sizes]
 
     def train(name: str, report: Callable[[str], None], *, resume: bool = False) -> None:
         transformer.train(

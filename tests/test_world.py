@@ -53,8 +53,8 @@ def test_objects_are_inside_the_picture_and_apart(size: tuple[int, int]) -> None
     for seed in SEEDS:
         drawn = scene(seed, width, height)
         for placed in drawn.objects:
-            assert 0 <= placed.left and placed.left + placed.side <= width
-            assert 0 <= placed.top and placed.top + placed.side <= height
+            assert placed.left in range(width - placed.side + 1)
+            assert placed.top in range(height - placed.side + 1)
         if drawn.relation is not None:
             first, second = drawn.objects
             toward_x, toward_y = RELATIONS[drawn.relation]

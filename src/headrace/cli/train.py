@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-_LATENTS = "latents.npy"
 _TOKENIZER = "tokenizer"
 
 
@@ -35,7 +35,10 @@ def autoencoder(folder: Path, resume: bool, steps: int | None, decay: int | None
     from headrace.train.autoencoder import AutoencoderTraining, decibels, finish, train
 
     torch.set_num_threads(1)
-    config = AutoencoderTraining(**_given(steps=steps, decay=decay, seed=seed))
+    default = AutoencoderTraining()
+    config = replace(
+        default, steps=steps or default.steps, decay=decay or default.decay, seed=default.seed if seed is None else seed
+    )
     train(config, folder, resume=resume, report=click.echo)
     click.echo(f"held-out pictures: {decibels(finish(folder, config)):.2f} dB")
 
@@ -44,7 +47,7 @@ def autoencoder(folder: Path, resume: bool, steps: int | None, decay: int | None
 @click.argument("folder", type=_FOLDER)
 @click.option("--autoencoder", "autoencoder_folder", type=_FOLDER, required=True, help="A finished autoencoder's run.")
 @click.option("--resume", is_flag=True, help="Go on from where the run in FOLDER was cut off, to the same bits.")
-@click.option("--scenes", type=click.IntRange(1), default=30_000, show_default=True, help="So many are encoded first.")
+@click.option("--scenes", type=click.IntRange(1), default=16_000, show_default=True, help="So many are encoded first.")
 @click.option("--steps", type=click.IntRange(1), help="Default: as sprite was trained.")
 @click.option("--decay", type=click.IntRange(1), help="Over how many of the last steps the rate falls to nothing.")
 @click.option("--seed", type=click.IntRange(0), help="Default: sprite's.")
@@ -65,10 +68,16 @@ def transformer(
     from headrace.train.transformer import TransformerTraining, prepare_tokenizer, train
 
     torch.set_num_threads(1)
-    config = TransformerTraining(**_given(steps=steps, decay=decay, seed=seed))
+    default = TransformerTraining()
+    config = replace(
+        default, steps=steps or default.steps, decay=decay or default.decay, seed=default.seed if seed is None else seed
+    )
     decoder = finish(autoencoder_folder, AutoencoderTraining())
     tokenizer = prepare_tokenizer(folder / _TOKENIZER, config)
-    latents = encode_scenes(decoder, scenes, config.size, folder / _LATENTS)
+    latents = [
+        encode_scenes(decoder, scenes, (width, height), folder / f"latents-{scenes}-{width}x{height}.npy")
+        for width, height in config.sizes
+    ]
     train(config, folder, latents, tokenizer, decoder, resume=resume, report=click.echo)
 
 
@@ -91,10 +100,6 @@ def export(folder: Path, autoencoder_folder: Path, output: Path, name: str, step
         finish(autoencoder_folder, AutoencoderTraining()),
         prepare_tokenizer(folder / _TOKENIZER, config).tokenizer,
         config.text,
-        ModelSettings(name, steps, guidance=1.0, distilled=True, default_size=config.size),
+        ModelSettings(name, steps, guidance=1.0, distilled=True, default_size=config.sizes[0]),
     )
     click.echo(f"wrote {output}")
-
-
-def _given(**options: int | None) -> dict[str, int]:
-    return {name: value for name, value in options.items() if value is not None}

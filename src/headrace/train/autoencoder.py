@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from headrace.nn.autoencoder import Autoencoder, patchify
 from headrace.nn.config import AutoencoderConfig
 from headrace.train import optimizers, run, shards
+from headrace.world.colors import RGB
 from headrace.world.draw import draw
 from headrace.world.scene import scene
 
@@ -117,12 +118,16 @@ def _picture(seed: int, whole: bool) -> Image.Image:
     drawn = scene(seed)
     chance = random.Random(f"crop/{seed}")
     if chance.random() < 0.5:
-        drawn = dataclasses.replace(drawn, background=tuple(chance.randrange(256) for _ in range(3)))
+        drawn = dataclasses.replace(drawn, background=_color(chance))
     picture = draw(drawn)
     if whole:
         return picture
     left, top = chance.randrange(drawn.width - CROP + 1), chance.randrange(drawn.height - CROP + 1)
     return picture.crop((left, top, left + CROP, top + CROP))
+
+
+def _color(chance: random.Random) -> RGB:
+    return chance.randrange(256), chance.randrange(256), chance.randrange(256)
 
 
 def _losses(model: Autoencoder, config: AutoencoderTraining, step: int) -> list[shards.Loss]:

@@ -45,7 +45,8 @@ class Optimizers:
 
 def build(named: Iterable[tuple[str, nn.Parameter]], adam_only: tuple[str, ...]) -> Optimizers:
     """Muon for weights of two or more dimensions, except where a part of the name is in ``adam_only``."""
-    weights, others = [], []
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in named:
         is_matrix = parameter.ndim >= 2 and not any(part in name for part in adam_only)
         (weights if is_matrix else others).append(parameter)

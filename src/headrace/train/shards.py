@@ -33,7 +33,7 @@ def backward(
         return value.item(), reported.item(), torch.autograd.grad(value, parameters, allow_unused=True)
 
     done = list(pool.map(differentiate, losses))
-    for index, parameter in enumerate(parameters):
-        parts = [gradients[index] for _, _, gradients in done if gradients[index] is not None]
+    for parameter, *gradients in zip(parameters, *(one[2] for one in done), strict=True):
+        parts = [gradient for gradient in gradients if gradient is not None]
         parameter.grad = torch.stack(parts).mean(0) if parts else None
     return sum(one[0] for one in done) / len(done), sum(one[1] for one in done) / len(done)

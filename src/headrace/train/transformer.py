@@ -35,7 +35,7 @@ from headrace.train import optimizers, run, shards
 from headrace.train.latents import Latents
 from headrace.train.tokenizer import learn_tokenizer, save_tokenizer
 from headrace.world.captions import caption
-from headrace.world.scene import Scene, scene
+from headrace.world.scene import scene
 
 ADAM_ONLY = ("embed_tokens", "img_in", "txt_in", "time_in", "modulation", "final_layer")
 """Embeddings and the layers at the network's ends, which Muon does not suit."""
@@ -64,9 +64,11 @@ PREVIEW_PROMPTS = (
 
 @dataclass(frozen=True)
 class TransformerTraining:
-    """A run. ``time_mean`` and ``time_deviation`` are of the normal distribution whose sigmoid is the time.
+    """A run. ``sizes`` are (width, height), the first being the model's default.
 
-    ``empty_share``: how often the caption is replaced by nothing, so that guidance against the empty prompt works.
+    After every ``main_size_steps`` steps with pictures of that size comes one with another of the sizes, in turn.
+    ``time_mean`` and ``time_deviation`` are of the normal distribution whose sigmoid is the time. ``empty_share``: how
+    often the caption is replaced by nothing, so that guidance against the empty prompt works.
     """
 
     transformer: TransformerConfig = field(
@@ -96,7 +98,8 @@ class TransformerTraining:
         )
     )
     text: TextSettings = field(default_factory=lambda: TextSettings("qwen", (2, 3, 4), "right", 64))
-    size: tuple[int, int] = (128, 128)
+    sizes: tuple[tuple[int, int], ...] = ((128, 128), (160, 96), (96, 160))
+    main_size_steps: int = 4
     seed: int = 1
     steps: int = 2000
     batch: int = 64
@@ -151,7 +154,7 @@ class Batch(NamedTuple):
 def train(
     config: TransformerTraining,
     folder: Path,
-    latents: Latents,
+    latents: Sequence[Latents],
     tokenizer: PromptTokenizer,
     autoencoder: Autoencoder,
     *,
@@ -160,8 +163,8 @@ def train(
 ) -> None:
     """Trains until ``config.steps`` and leaves the state in ``folder``; a resumed run ends in the same bits.
 
-    latents: of the scenes with seeds 0, 1, ... at ``config.size``. Raises RequestError when asked to resume where there
-    is nothing.
+    latents: for each of ``config.sizes``, those of the scenes with seeds 0, 1, ... at that size. Raises RequestError
+    when asked to resume where there is nothing.
     """
     torch.manual_seed(config.seed)
     network = Network(config)
@@ -200,10 +203,12 @@ def train(
 
 
 def _losses(
-    network: Network, config: TransformerTraining, latents: Latents, tokenizer: PromptTokenizer, step: int
+    network: Network, config: TransformerTraining, latents: Sequence[Latents], tokenizer: PromptTokenizer, step: int
 ) -> list[shards.Loss]:
-    sample = draw_batch(config, latents, tokenizer, step)
-    positions = picture_positions(config.size[1] // 16, config.size[0] // 16)
+    which = size_index(config, step)
+    width, height = config.sizes[which]
+    sample = draw_batch(config, latents[which], (width, height), tokenizer, step)
+    positions = picture_positions(height // 16, width // 16)
     parts = zip(*(tensor.chunk(config.shards) for tensor in sample), strict=True)
     return [functools.partial(_loss, network, positions, Batch(*part)) for part in parts]
 
@@ -217,8 +222,18 @@ def _loss(network: Network, positions: Tensor, sample: Batch) -> tuple[Tensor, T
     return loss, loss.detach()
 
 
-def draw_batch(config: TransformerTraining, latents: Latents, tokenizer: PromptTokenizer, step: int) -> Batch:
-    """The samples of one step: a pure function of the run's seed and the step."""
+def size_index(config: TransformerTraining, step: int) -> int:
+    """Which of ``config.sizes`` the pictures of this step have."""
+    period = config.main_size_steps + 1
+    if len(config.sizes) == 1 or step % period != config.main_size_steps:
+        return 0
+    return 1 + step // period % (len(config.sizes) - 1)
+
+
+def draw_batch(
+    config: TransformerTraining, latents: Latents, size: tuple[int, int], tokenizer: PromptTokenizer, step: int
+) -> Batch:
+    """The samples of one step, pictures of one size: a pure function of the run's seed and the step."""
     generator = run.step_generator(config.seed, step)
     chosen = torch.randint(len(latents), (config.batch,), generator=generator)
     latent = torch.from_numpy(latents[chosen.numpy()]).float()
@@ -228,7 +243,7 @@ def draw_batch(config: TransformerTraining, latents: Latents, tokenizer: PromptT
     times = torch.sigmoid(config.time_mean + config.time_deviation * torch.special.ndtri(even.clamp(1e-4, 1 - 1e-4)))
     wording = random.Random(f"wording/{config.seed}/{step}")
     prompts = [
-        "" if wording.random() < config.empty_share else caption(_scene(config, int(seed)), wording.getrandbits(48))
+        "" if wording.random() < config.empty_share else caption(scene(int(seed), *size), wording.getrandbits(48))
         for seed in chosen
     ]
     token_ids, mask = tokenize(tokenizer, prompts)
@@ -239,7 +254,7 @@ def prepare_tokenizer(folder: Path, config: TransformerTraining) -> PromptTokeni
     """The tokenizer in ``folder``; where there is none, it is learned from captions of the first scenes."""
     file = folder / "tokenizer.json"
     if not file.exists():
-        captions = (caption(_scene(config, seed), seed) for seed in range(CAPTIONS_FOR_TOKENIZER))
+        captions = (caption(scene(seed), seed) for seed in range(CAPTIONS_FOR_TOKENIZER))
         save_tokenizer(learn_tokenizer(captions, config.language_model.vocab_size), folder)
     return load_tokenizer(file, config.text)
 
@@ -249,10 +264,6 @@ def trained(config: TransformerTraining, folder: Path) -> Network:
     network = Network(config).eval().requires_grad_(False)
     network.load_state_dict(run.read_average(folder))
     return network
-
-
-def _scene(config: TransformerTraining, seed: int) -> Scene:
-    return scene(seed, *config.size)
 
 
 def tokenize(tokenizer: PromptTokenizer, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -272,7 +283,7 @@ def preview(
     guidance: float = 1.0,
 ) -> list[Image.Image]:
     """One picture a prompt, with seeds 0, 1, ...; guidance above 1 is classifier-free, against the empty prompt."""
-    height, width = config.size[1] // 16, config.size[0] // 16
+    width, height = (side // 16 for side in config.sizes[0])
     positions = picture_positions(height, width)
     token_ids, mask = tokenize(tokenizer, prompts)
     empty_ids, empty_mask = tokenize(tokenizer, [""] * len(prompts))

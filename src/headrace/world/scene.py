@@ -58,8 +58,8 @@ def scene(seed: int, width: int = 128, height: int = 128, *, stream: str = "trai
     Each stream ("train", "eval", ...) is a series of its own; the world is small enough for a scene to be in both.
     """
     draw = random.Random(f"scene/{stream}/{seed}")
-    background_name: str | None = draw.choice(tuple(colors.NAMED))
-    background = colors.NAMED[background_name]
+    background_name: str | None
+    background_name, background = draw.choice(tuple(colors.NAMED.items()))
     if draw.random() < 0.12:
         background_name = None
         background = (draw.randrange(256), draw.randrange(256), draw.randrange(256))
