@@ -15,6 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3Fo
 from headrace.doctor import run_cases
 from headrace.errors import RequestError
 from headrace.flow.latents import picture_positions, text_positions
+from headrace.nn.attention import attention
 from headrace.nn.autoencoder import Autoencoder
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
 from headrace.nn.language_model import KeyValueCache, LanguageModel
@@ -183,3 +184,15 @@ def test_the_autoencoder_works_with_any_number_of_levels_and_a_narrower_decoder(
     latent = network.encode(torch.rand(1, 3, 32, 48) * 2 - 1)
     assert latent.shape == (1, 16, 4, 6)
     assert network.decode(latent).shape == (1, 3, 32, 48)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 512), (512, 512), (700, 1030)])
+def test_attention_by_rows_is_attention(queries: int, keys: int) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 3, queries, 32), torch.randn(2, 3, keys, 32), torch.randn(2, 3, keys, 32)
+    exact = attention(query, key, value)
+    with torch.inference_mode():
+        rounded = attention(query.bfloat16(), key.bfloat16(), value.bfloat16())
+        alone = attention(query[1:].bfloat16(), key[1:].bfloat16(), value[1:].bfloat16())
+    assert (rounded.float() - exact).square().mean().sqrt() < 0.008 * exact.square().mean().sqrt()
+    assert torch.equal(rounded[1:], alone)
