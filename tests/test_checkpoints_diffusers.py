@@ -84,7 +84,7 @@ def test_a_transformer_of_any_shape_goes_there_and_back(tmp_path: Path, mlp_rati
     assert (config.mlp_size, config.theta, config.axes_dim) == (int(72 * mlp_ratio), 500, (4, 8, 8, 4))
     with torch.device("meta"):
         ours = Transformer(config)
-    fill_module(ours, component.plan, component.tensors, torch.float32, "cpu")
+    fill_module(ours, component, "cpu")
     image, context = torch.randn(2, 6, 8), torch.randn(2, 5, 20)
     image_ids, text_ids = torch.randint(0, 9, (6, 4)), torch.randint(0, 9, (5, 4))
     time, guidance = torch.tensor([0.7, 0.7]), torch.tensor([2.5, 2.5])
@@ -119,7 +119,7 @@ def test_an_autoencoder_with_a_small_decoder_goes_there_and_back(tmp_path: Path)
     assert config == AutoencoderConfig((8, 16, 16), (4, 8, 12), 2, 4, 4, 1e-3)
     with torch.device("meta"):
         ours = Autoencoder(config)
-    fill_module(ours, component.plan, component.tensors, torch.float32, "cpu")
+    fill_module(ours, component, "cpu")
     image = torch.rand(1, 3, 32, 48) * 2 - 1
     with torch.no_grad():
         mean, _ = ours.encode_moments(image)

@@ -111,7 +111,7 @@ def test_precision_is_counted_tensor_by_tensor(tmp_path: Path) -> None:
     tensors |= {name: tensors[name].to(torch.float8_e4m3fn), "single_blocks.0.linear1.weight_scale": torch.tensor(1.0)}
     (network,) = inspect(write_tensors(tmp_path / "x.safetensors", tensors)).networks
     assert network.dtypes["F8_E4M3"] == 1
-    assert network.unused == ("single_blocks.0.linear1.weight_scale",)
+    assert network.unused == ()
 
 
 def test_several_networks_in_one_file(tmp_path: Path) -> None:

@@ -42,9 +42,9 @@ def peak():
 
 component, config = transformer_component(read_weights(Path(sys.argv[1])))
 with torch.device("meta"):
-    network = Transformer(config)
+    network = Transformer(config).to(getattr(torch, sys.argv[2]))
 before = peak()
-fill_module(network, component.plan, component.tensors, getattr(torch, sys.argv[2]), "cpu")
+fill_module(network, component, "cpu")
 after = peak()
 print(sum(p.nbytes for p in network.parameters()), after - before)
 """

@@ -19,6 +19,7 @@ SOURCE = Path(headrace.__file__).parent
 HOUSE = [
     {"errors", "__init__"},
     {"nn"},
+    {"quant"},
     {"catalog", "recipe", "pictures", "checkpoints"},
     {"text", "flow", "device", "provenance"},
     {"request"},

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from headrace.checkpoints import Checkpoint, load_autoencoder, load_language_model, load_transformer, open_checkpoint
-from headrace.device import PRECISIONS, choose_device, choose_precision
+from headrace.device import bits_of, choose_device, choose_precision, choose_text_precision, dtype_of
 from headrace.errors import Cancelled
 from headrace.flow.conventions import Convention, find_convention
 from headrace.flow.denoise import Conditioning, batch_caches, denoise, guided_velocity
@@ -91,11 +91,15 @@ class Pipeline:
         precision: str = "auto",
         device: str = "auto",
         reference_limit: int | None = None,
+        text_precision: str | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = choose_device(device)
         self.precision = choose_precision(precision, checkpoint.precision, self.device)
-        self.dtype = PRECISIONS[self.precision]
+        self.text_precision = choose_text_precision(
+            text_precision or precision, checkpoint.text_precision, self.precision, self.device
+        )
+        self.dtype = dtype_of(self.precision, self.device)
         self.reference_limit = checkpoint.reference_limit if reference_limit is None else reference_limit
         self._reference_caches: dict[tuple[str, ...], list[KeyValue]] = {}
 
@@ -107,12 +111,13 @@ class Pipeline:
     @cached_property
     def language_model(self) -> LanguageModel:
         """Token ids to embeddings."""
-        return load_language_model(self.checkpoint, self.dtype, self.device)
+        dtype = dtype_of(self.text_precision, self.device)
+        return load_language_model(self.checkpoint, dtype, self.device, bits_of(self.text_precision))
 
     @cached_property
     def transformer(self) -> Transformer:
         """Noise to latent."""
-        return load_transformer(self.checkpoint, self.dtype, self.device)
+        return load_transformer(self.checkpoint, self.dtype, self.device, bits_of(self.precision))
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
@@ -184,6 +189,7 @@ class Pipeline:
         requests = make_requests(
             self.checkpoint,
             self.precision,
+            self.text_precision,
             convention,
             self.reference_limit,
             prompt,
@@ -228,7 +234,7 @@ class Pipeline:
             prompts.add("")
         settings = self.checkpoint.text
         return {
-            prompt: encode_tokens(self.language_model, self.tokenizer(prompt), settings, convention)
+            prompt: encode_tokens(self.language_model, self.tokenizer(prompt), settings, convention).to(self.dtype)
             for prompt in sorted(prompts)
         }
 
@@ -299,6 +305,7 @@ def load(
     model: str | PathLike[str] = "sprite",
     *,
     precision: str = "auto",
+    text_precision: str | None = None,
     device: str = "auto",
     variant: str | None = None,
     autoencoder: str | PathLike[str] | None = None,
@@ -307,7 +314,8 @@ def load(
 ) -> Pipeline:
     """A pipeline for a catalogue name, a folder, a file or a hub id; `headrace generate --help` explains the options.
 
-    precision: "auto", "fp32" or "bf16". device: "auto", "cpu", "cuda" or "mps". variant: "base", "distilled" or "kv",
+    precision: "auto", "fp32", "bf16", "fp8" or "int8", and text_precision that of the text encoder, if another.
+    device: "auto", "cpu", "cuda" or "mps". variant: "base", "distilled" or "kv",
     where nothing else tells. autoencoder, text_encoder: for a single transformer file, or in place of the model's own.
     reference_limit: how many references a prompt may have. Opens the model, loads nothing yet; raises RequestError
     where it cannot be used.
@@ -318,4 +326,4 @@ def load(
         autoencoder=None if autoencoder is None else Path(autoencoder),
         text_encoder=None if text_encoder is None else Path(text_encoder),
     )
-    return Pipeline(checkpoint, precision, device, reference_limit)
+    return Pipeline(checkpoint, precision, device, reference_limit, text_precision)

@@ -35,7 +35,10 @@ class ReferenceRecord:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What determines a picture. The same recipe on the same kind of device gives the same bits (DESIGN §3.1)."""
+    """What determines a picture. The same recipe on the same kind of device gives the same bits (DESIGN §3.1).
+
+    text_precision: of the text encoder, where it is another than `precision`, else empty.
+    """
 
     model: str
     model_hash: str
@@ -52,6 +55,7 @@ class Recipe:
     version: str
     references: tuple[ReferenceRecord, ...] = ()
     compiled: bool = False
+    text_precision: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe in plain JSON types."""
@@ -63,7 +67,7 @@ class Recipe:
         kinds = {field.name: str(field.type) for field in fields(cls)}
         if strangers := set(values) - set(kinds):
             raise RequestError(f"The recipe has fields unknown to this version: {', '.join(sorted(strangers))}.")
-        if missing := set(kinds) - {"references", "compiled"} - set(values):
+        if missing := set(kinds) - {"references", "compiled", "text_precision"} - set(values):
             raise RequestError(f"The recipe lacks {', '.join(sorted(missing))}, so the picture cannot be made again.")
         for name, value in values.items():
             if name != "references" and not _is_a(value, kinds[name]):

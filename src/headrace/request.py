@@ -58,6 +58,7 @@ class Request:
 def make_requests(
     checkpoint: Checkpoint,
     precision: str,
+    text_precision: str,
     convention: Convention,
     reference_limit: int,
     prompt: str | Sequence[str],
@@ -105,6 +106,7 @@ def make_requests(
                 text_length=checkpoint.text.length,
                 version=__version__,
                 references=records,
+                text_precision="" if text_precision == precision else text_precision,
             )
             requests.append(Request(len(requests), recipe, images))
     return requests

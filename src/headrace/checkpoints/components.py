@@ -20,11 +20,13 @@ from headrace.checkpoints.layouts import (
     spelled_as_ours,
     to_diffusers,
 )
+from headrace.checkpoints.quantised import CODE_DTYPES, find_codes, is_beside_weight, with_scales
 from headrace.checkpoints.recognise import BESIDE_LANGUAGE_MODEL, Found, Kind, own_names, recognise
 from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
 from headrace.checkpoints.weights import Weights
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
+from headrace.quant.formats import Format
 
 # A count that batch norm keeps while it learns; nothing reads it.
 BATCH_COUNT = "bn.num_batches_tracked"
@@ -35,7 +37,9 @@ NAMES_SHOWN = 3
 class Component:
     """How each tensor of a network is made of what is stored.
 
-    tensors: what is stored, by its name without prefix. plan: our names -> rows of those tensors.
+    tensors: what is stored, by its name without prefix. plan: our names -> rows of those tensors; a layer stored in
+    eight bits has a scale (`weight_scale`) beside its `weight`, unless all its scales are 1.
+    formats: our layers that are stored in eight bits.
     strangers: names in the same files that belong to no network, so that they were not read.
     """
 
@@ -43,6 +47,7 @@ class Component:
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorEntry]
     plan: Mapping[str, Assembly]
+    formats: Mapping[str, Format]
     strangers: tuple[str, ...]
 
 
@@ -55,14 +60,14 @@ class Demand:
 
 
 def transformer_component(weights: Weights) -> tuple[Component, TransformerConfig]:
-    """The transformer among `weights`. Raises RequestError unless it is there, whole and in plain floating point."""
+    """The transformer among `weights`. Raises RequestError unless it is there, whole and in a format that is read."""
     found, stored = find_network(weights, "transformer")
     config = transformer_config(weights, found, stored)
     return _checked(weights, found, stored, transformer_demand(found, config)), config
 
 
 def autoencoder_component(weights: Weights) -> tuple[Component, AutoencoderConfig]:
-    """The autoencoder among `weights`. Raises RequestError unless it is there, whole and in plain floating point."""
+    """The autoencoder among `weights`. Raises RequestError unless it is there, whole and in a format that is read."""
     found, stored = find_network(weights, "autoencoder")
     config = autoencoder_config(weights, found, stored)
     return _checked(weights, found, stored, autoencoder_demand(found, config)), config
@@ -71,7 +76,7 @@ def autoencoder_component(weights: Weights) -> tuple[Component, AutoencoderConfi
 def language_model_component(weights: Weights, config: LanguageModelConfig, layers: int) -> Component:
     """The first `layers` layers of a language model among `weights`, with the final norm if those are all.
 
-    Raises RequestError unless they are there, whole and in plain floating point.
+    Raises RequestError unless they are there, whole and in a format that is read.
     """
     found, stored = find_network(weights, "text encoder")
     demand = language_model_demand(config, layers)
@@ -116,7 +121,7 @@ def language_model_demand(config: LanguageModelConfig, layers: int) -> Demand:
 def find_network(weights: Weights, kind: Kind) -> tuple[Found, dict[str, TensorEntry]]:
     """The one network of this kind among the weights, and its tensors by their names without prefix.
 
-    Raises RequestError when there is none, or several, or when its values are not plain floating-point numbers.
+    Raises RequestError when there is none, or several, or when its values are in a format that is not read.
     """
     everything = recognise(weights.tensors)
     fitting = [found for found in everything if found.kind == kind]
@@ -127,11 +132,12 @@ def find_network(weights: Weights, kind: Kind) -> tuple[Found, dict[str, TensorE
         raise RequestError(f"{weights.source} holds several networks that could be the {kind}.")
     found = fitting[0]
     stored = network_tensors(weights, found)
-    quantised = sorted({entry.dtype for entry in stored.values()} - FLOAT_DTYPES)
-    if quantised:
+    values = {entry.dtype for name, entry in stored.items() if not is_beside_weight(name, stored)}
+    unread = sorted(values - FLOAT_DTYPES - CODE_DTYPES)
+    if unread:
         raise RequestError(
-            f"{weights.source} stores its {kind} in {', '.join(quantised)}, which cannot be read yet: "
-            "use the same weights in bf16, fp16 or fp32."
+            f"{weights.source} stores its {kind} in {', '.join(unread)}, which cannot be read: "
+            "use the same weights in bf16, fp16, fp32 or fp8."
         )
     return found, stored
 
@@ -201,7 +207,7 @@ def _checked(weights: Weights, found: Found, stored: Mapping[str, TensorEntry], 
             f"{weights.source} lacks {counted(missing)} of its {found.kind}: it is incomplete, or not what its "
             "configuration says."
         )
-    surplus = [found.prefix + name for name in stored if name not in required]
+    surplus = [found.prefix + name for name in stored if name not in required and not is_beside_weight(name, stored)]
     if surplus:
         raise RequestError(
             f"{weights.source} holds {counted(surplus)} that FLUX.2's {found.kind} does not have: "
@@ -214,7 +220,9 @@ def _checked(weights: Weights, found: Found, stored: Mapping[str, TensorEntry], 
                 f"configuration asks for {list(shape)}."
             )
     files = tuple(sorted({entry.file for entry in stored.values()}))
-    return Component(weights.source, files, stored, demand.plan, strangers(weights))
+    codes = find_codes(weights.source, found.prefix, stored, weights.metadata)
+    plan, formats = with_scales(weights.source, demand.plan, codes)
+    return Component(weights.source, files, stored, plan, formats, strangers(weights))
 
 
 def _refuse_absent(weights: Weights, absent: Mapping[str, Path]) -> None:

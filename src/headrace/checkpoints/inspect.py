@@ -23,6 +23,7 @@ from headrace.checkpoints.components import (
     transformer_demand,
 )
 from headrace.checkpoints.headers import Shape, TensorEntry
+from headrace.checkpoints.quantised import is_beside_weight
 from headrace.checkpoints.recognise import Found, recognise
 from headrace.checkpoints.shapes import STATISTICS
 from headrace.checkpoints.weights import Weights, expanded, read_weights
@@ -152,7 +153,9 @@ def _network(weights: Weights, found: Found) -> Network:
         pass
     else:
         missing = tuple(found.prefix + name for name in demand.shapes if name not in stored)
-        unused = tuple(found.prefix + name for name in stored if name not in demand.shapes)
+        unused = tuple(
+            found.prefix + name for name in stored if name not in demand.shapes and not is_beside_weight(name, stored)
+        )
     return Network(
         kind=found.kind,
         source=str(weights.source),

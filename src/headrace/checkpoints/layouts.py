@@ -35,6 +35,16 @@ class Assembly:
     shape: Shape
     parts: tuple[Rows, ...]
 
+    def rows(self, first: int, count: int) -> Assembly:
+        """`count` rows of the tensor from row `first` on."""
+        parts, start = [], 0
+        for part in self.parts:
+            low, high = max(first, start), min(first + count, start + part.count)
+            if low < high:
+                parts.append(Rows(part.tensor, part.first + low - start, high - low))
+            start += part.count
+        return Assembly((count, *self.shape[1:]), tuple(parts))
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -136,6 +146,8 @@ AUTOENCODER_RULES: tuple[Rule, ...] = _same(
 SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(.*\.(?:query|key)_norm)\.weight"), r"\1.scale"),
     (re.compile(r"(quant_conv\.(?:weight|bias))"), r"encoder.\1"),
+    (re.compile(r"(.*\.)scale_weight"), r"\1weight_scale"),
+    (re.compile(r"(.*\.)scale_input"), r"\1input_scale"),
     (re.compile(r"(post_quant_conv\.(?:weight|bias))"), r"decoder.\1"),
 )
 

@@ -7,16 +7,19 @@ one small buffer where the dtype or the device differs. Nothing is mapped, and n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from headrace.checkpoints.components import Component
 from headrace.checkpoints.headers import TensorEntry
 from headrace.checkpoints.layouts import Assembly
+from headrace.checkpoints.quantised import SCALE
 from headrace.errors import RequestError
+from headrace.quant.codecs import decode_fp8, decode_int8
+from headrace.quant.linear import QuantisedLinear
 
 BUFFER_BYTES = 8 * 2**20
 
@@ -25,49 +28,106 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I8": torch.int8,
 }
 
+CODES = frozenset({torch.float8_e4m3fn, torch.int8})
 
-def fill_module(
-    module: nn.Module,
-    plan: Mapping[str, Assembly],
-    tensors: Mapping[str, TensorEntry],
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> None:
-    """Allocates a module that was built on the meta device, and reads its parameters and buffers.
 
-    plan: how the entries of the module's state dict are made of the stored `tensors`; one without a plan is set to
-    zero. Floating-point values are converted to `dtype`.
-    Afterwards the module is in evaluation mode and wants no gradients.
+def fill_module(module: nn.Module, component: Component, device: torch.device | str) -> None:
+    """Allocates a module that was built on the meta device in its final dtypes, and reads its parameters and buffers.
+
+    Values are converted where they are stored in another format, eight-bit ones by rows of a few MiB; what is not
+    stored is zero, or one for a scale. Afterwards the module is in evaluation mode and wants no gradients.
     Raises RequestError when a file ends early or cannot be read.
     """
-    _allocate(module, dtype, device)
+    _allocate(module, device)
     module.eval()
-    buffer = bytearray(BUFFER_BYTES)
-    with ExitStack() as stack:
-        files: dict[Path, FileIO] = {}
-        for name, target in module.state_dict().items():
-            if name not in plan:
-                target.zero_()
+    with StoredTensors(component) as stored:
+        for name, part in module.named_modules(remove_duplicate=False):
+            if isinstance(part, QuantisedLinear) and component.formats.get(name) != part.format:
+                for first, values in stored.decoded_rows(f"{name}.weight"):
+                    part.encode(first, values.to(device))
                 continue
-            values, start = target.reshape(-1), 0
-            for entry, offset, count in stored_ranges(plan[name], tensors):
-                if entry.file not in files:
-                    files[entry.file] = stack.enter_context(_opened(entry.file))
-                _read(files[entry.file], entry, offset, values[start : start + count], buffer)
-                start += count
+            for own_name, target in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+                stored.read(f"{name}.{own_name}" if name else own_name, target)
 
 
-def _allocate(module: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:
-    # Module.to_empty would do, but makes torch import its symbolic algebra: 35 MB and half a second.
+class StoredTensors:
+    """The tensors of a component by our names, read from its files, which are open within a `with` statement."""
+
+    def __init__(self, component: Component) -> None:
+        self.component = component
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._files: dict[Path, FileIO] = {}
+
+    def __enter__(self) -> StoredTensors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def read(self, name: str, target: Tensor) -> None:
+        """Fills a contiguous tensor; zeros, or ones for a scale, where nothing is stored by that name.
+
+        Eight-bit weights are decoded unless the target is in the dtype of their codes.
+        """
+        if name not in self.component.plan:
+            target.fill_(name.endswith(SCALE))
+        elif name.removesuffix(".weight") not in self.component.formats or target.dtype in CODES:
+            self._read(self.component.plan[name], target.reshape(-1))
+        else:
+            for first, values in self.decoded_rows(name):
+                target[first : first + len(values)] = values
+
+    def decoded_rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """The rows of a matrix in float32, some at a time, and the number of the first."""
+        shape = self.component.plan[name].shape
+        step = max(1, BUFFER_BYTES // (4 * shape[1]))
+        for first in range(0, shape[0], step):
+            yield first, self._decoded(name, first, min(step, shape[0] - first))
+
+    def _decoded(self, name: str, first: int, count: int) -> Tensor:
+        assembly = self.component.plan[name].rows(first, count)
+        values = torch.empty(assembly.shape)
+        layer = name.removesuffix(".weight")
+        form = self.component.formats.get(layer)
+        if form is None:
+            self._read(assembly, values.view(-1))
+            return values
+        codes = torch.empty(assembly.shape, dtype=torch.float8_e4m3fn if form.bits == "fp8" else torch.int8)
+        self._read(assembly, codes.view(-1))
+        scale_plan = self.component.plan.get(f"{layer}.{SCALE}")
+        scales = torch.ones(count if form.scales == "row" else ())
+        if scale_plan is not None:
+            self._read(scale_plan.rows(first, count) if form.scales == "row" else scale_plan, scales.view(-1))
+        if form.bits == "int8":
+            return decode_int8(codes, scales)
+        decode_fp8(codes, scales, values)
+        return values
+
+    def _read(self, assembly: Assembly, values: Tensor) -> None:
+        start = 0
+        for entry, offset, count in stored_ranges(assembly, self.component.tensors):
+            if entry.file not in self._files:
+                self._files[entry.file] = _opened(entry.file)
+            _read(self._files[entry.file], entry, offset, values[start : start + count], self._buffer)
+            start += count
+
+
+def _allocate(module: nn.Module, device: torch.device | str) -> None:
+    # Module.to_empty and empty_like would do, but make torch import its symbolic algebra: 35 MB and half a second.
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
-            values = torch.empty(parameter.shape, dtype=dtype, device=device)
-            setattr(part, name, nn.Parameter(values, requires_grad=False))
+            setattr(part, name, nn.Parameter(_allocated(parameter, device), requires_grad=False))
         for name, statistic in part.named_buffers(recurse=False):
-            kept = dtype if statistic.is_floating_point() else statistic.dtype
-            setattr(part, name, torch.empty(statistic.shape, dtype=kept, device=device))
+            setattr(part, name, _allocated(statistic, device))
+
+
+def _allocated(tensor: Tensor, device: torch.device | str) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
 
 def stored_ranges(assembly: Assembly, tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[TensorEntry, int, int]]:

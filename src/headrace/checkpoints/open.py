@@ -65,9 +65,22 @@ class Checkpoint:
 
     @property
     def precision(self) -> str:
-        """What the transformer's weights are stored in: "fp32", "bf16", "fp16", "fp64", or "mixed"."""
-        dtypes = {entry.dtype for entry in self.transformer.tensors.values() if len(entry.shape) > 1}
-        return PRECISION_NAMES[dtypes.pop()] if len(dtypes) == 1 else "mixed"
+        """What the transformer's weights are stored in: see `stored_precision`."""
+        return stored_precision(self.transformer)
+
+    @property
+    def text_precision(self) -> str:
+        """What the text encoder's weights are stored in: see `stored_precision`."""
+        return stored_precision(self.language_model)
+
+
+def stored_precision(component: Component) -> str:
+    """ "fp8" or "int8" where layers are; else "fp32", "bf16", "fp16" or "fp64", or "mixed"."""
+    bits = {form.bits for form in component.formats.values()}
+    if bits:
+        return bits.pop() if len(bits) == 1 else "mixed"
+    dtypes = {entry.dtype for entry in component.tensors.values() if len(entry.shape) > 1}
+    return PRECISION_NAMES[dtypes.pop()] if len(dtypes) == 1 else "mixed"
 
 
 def open_checkpoint(

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 STANDARD = Path("-")
 MAX_PROMPT_BYTES = 4 * MAX_PROMPT_CHARACTERS
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp8", "int8")
+
 _FILE = click.Path(path_type=Path)
 
 
@@ -77,7 +79,8 @@ _FILE = click.Path(path_type=Path)
     type=click.Choice(["base", "distilled", "kv"]),
     help="Which klein this is, where the model does not say.",
 )
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@click.option("--text-precision", type=click.Choice(PRECISIONS), help="The text encoder's. Default: as --precision.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option(
     "--convention",
@@ -104,6 +107,7 @@ def generate(
     text_encoder: str | None,
     variant: str | None,
     precision: str,
+    text_precision: str | None,
     device: str,
     convention: str,
     as_json: bool,
@@ -138,7 +142,7 @@ def generate(
     # What can be refused without computing has been; only now is torch imported.
     from headrace.pipeline import Pipeline
 
-    pipeline = Pipeline(checkpoint, precision, device)
+    pipeline = Pipeline(checkpoint, precision, device, text_precision=text_precision)
     for note in checkpoint.notes:
         click.echo(note, err=True)
     opened = time.monotonic()
