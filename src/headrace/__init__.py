@@ -12,20 +12,35 @@ from headrace.errors import Cancelled, HeadraceError, RequestError
 
 if TYPE_CHECKING:
     from headrace.checkpoints.inspect import inspect
+    from headrace.memory.plan import Plan, plan
     from headrace.pipeline import Picture, Pipeline, Step, load
     from headrace.recipe import Recipe
 
 __version__ = "0.1.0"
 
-__all__ = ["Cancelled", "HeadraceError", "Picture", "Pipeline", "Recipe", "RequestError", "Step", "inspect", "load"]
+__all__ = [
+    "Cancelled",
+    "HeadraceError",
+    "Picture",
+    "Pipeline",
+    "Plan",
+    "Recipe",
+    "RequestError",
+    "Step",
+    "inspect",
+    "load",
+    "plan",
+]
 
 _MODULE_OF = {
     "Picture": "headrace.pipeline",
     "Pipeline": "headrace.pipeline",
+    "Plan": "headrace.memory.plan",
     "Recipe": "headrace.recipe",
     "Step": "headrace.pipeline",
     "inspect": "headrace.checkpoints.inspect",
     "load": "headrace.pipeline",
+    "plan": "headrace.memory.plan",
 }
 
 

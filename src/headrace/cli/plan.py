@@ -1,0 +1,87 @@
+"""`headrace plan`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from headrace.cli.terminal import print_table, readable_bytes
+
+if TYPE_CHECKING:
+    from headrace.memory.plan import Plan
+
+COMPONENTS = {"transformer": "transformer", "text_encoder": "text encoder", "autoencoder": "autoencoder"}
+
+
+@click.command()
+@click.argument("model", default="sprite", metavar="NAME|FOLDER|FILE|HUB_ID")
+@click.option("--memory", metavar="SIZE", help="The budget, as 12GB or 12GiB. Default: what is free less a tenth.")
+@click.option(
+    "--host-memory",
+    metavar="SIZE",
+    help="For a GPU, whose memory --memory then is: how much of the host's memory blocks are streamed from.",
+)
+@click.option("--size", metavar="WxH", help="Multiples of 16. Default: the model's.")
+@click.option("--refs", "references", type=click.IntRange(0), default=0, metavar="N", help="References of 1 MP each.")
+@click.option("--precision", metavar="NAME", help="auto, fp32, bf16, fp8 or int8. Default: a row for each of them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON instead.")
+def plan(
+    model: str,
+    memory: str | None,
+    host_memory: str | None,
+    size: str | None,
+    references: int,
+    precision: str | None,
+    as_json: bool,
+) -> None:
+    """Say what a picture with MODEL needs, and how it fits into memory, before anything is downloaded or loaded.
+
+    \b
+    headrace plan klein-4b --memory 4GB --size 1024x1024 --refs 2
+    headrace plan dev --precision fp8 --memory 12GB --host-memory 32GB
+
+    Weights that stay in memory are resident; the others are streamed from disk, block by block, in every step. The
+    peak is that of the whole process, Python and torch included; on a GPU it is device memory.
+    """
+    from headrace.memory.plan import CPU_RATES, GPU_RATES, PRECISIONS
+    from headrace.memory.plan import plan as make_plan
+
+    def planned(name: str) -> Plan:
+        return make_plan(
+            model, memory=memory, host_memory=host_memory, size=size, references=references, precision=name
+        )
+
+    first = planned(precision or "auto")
+    plans = [first] if precision else [first if name == first.precision else planned(name) for name in PRECISIONS]
+    if as_json:
+        rows = {} if precision else {"precisions": {row.precision: row.as_dict() for row in plans}}
+        click.echo(json.dumps({**first.as_dict(), **rows}))
+        return
+    reference_text = f" with {references} reference{'s' if references > 1 else ''} of 1 MP" if references else ""
+    click.echo(f"{first.model}, {first.width}x{first.height}{reference_text}, in {readable_bytes(first.memory_bytes)}")
+    click.echo()
+    print_table(("weights of", *COMPONENTS.values(), "resident", "streamed"), [_weights(row) for row in plans])
+    click.echo()
+    columns = "run in", "activations", "peak", "smallest budget", "fits", "s/step", "bound by"
+    print_table(columns, [_run(row) for row in plans])
+    click.echo()
+    rates = CPU_RATES if host_memory is None else GPU_RATES
+    machine = "two server cores" if host_memory is None else "a GPU like an RTX 4090"
+    link = "" if rates.link is None else f", {rates.link / 1e9:g} GB/s over the host link"
+    products = ", ".join(f"{rates.products[row.precision] / 1e12:g} ({row.precision})" for row in plans)
+    click.echo(
+        f"Seconds are for {machine} at {products} TFLOP/s{link} and {rates.disk / 1e9:g} GB/s from disk: constants, "
+        "not measured here."
+    )
+
+
+def _weights(row: Plan) -> tuple[str, ...]:
+    sizes = (row.components[name].bytes for name in COMPONENTS)
+    return row.precision, *map(readable_bytes, (*sizes, row.resident_bytes, row.streamed_bytes))
+
+
+def _run(row: Plan) -> tuple[str, ...]:
+    sizes = map(readable_bytes, (row.activation_bytes, row.peak_bytes, row.minimum_bytes))
+    return row.precision, *sizes, "yes" if row.fits else "no", f"{row.seconds_per_step:.3g}", row.bound

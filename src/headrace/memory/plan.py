@@ -1,0 +1,391 @@
+"""What a run needs and how it fits into a budget, worked out before anything is loaded. Without torch.
+
+The networks run one after another: language model, encoder (for references), transformer, decoder. When all of them
+fit into the budget together with the largest intermediate results, they are kept. Otherwise each is gone before the
+next one comes, the language model is read layer by layer, and as many of the transformer's blocks stay as there is
+room for: double-stream blocks first, whose arithmetic hides the least of their reading. The others are read through a
+ring of two slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from headrace import catalog
+from headrace.catalog import TextSettings, Variant
+from headrace.checkpoints import Checkpoint, open_checkpoint
+from headrace.checkpoints.headers import Shape
+from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
+from headrace.errors import RequestError
+from headrace.memory.activations import (
+    decoder_activations,
+    encoder_activations,
+    text_activations,
+    transformer_activations,
+)
+from headrace.memory.process import available_bytes
+from headrace.memory.sizes import NetworkSizes, network_sizes, parse_bytes
+from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
+from headrace.quant.formats import Bits, Format, block_linears, choose_formats
+from headrace.recipe import check_size, parse_size
+
+SLOTS = 2
+# Python, torch and Headrace imported (measured with torch 2.13 on Linux), and what the libraries take on first use.
+PROCESS_BYTES = 240_000_000
+LIBRARY_BYTES = 60_000_000
+# What a GPU's context and libraries take, and the part of free memory that is left to others where no budget is named.
+CONTEXT_BYTES = 600_000_000
+MARGIN = 0.1
+REFERENCE_SIZE = (1024, 1024)
+
+Bound = Literal["arithmetic", "host link", "disk"]
+
+PRECISIONS: Mapping[str, tuple[int, Bits | None]] = {
+    "fp32": (4, None),
+    "bf16": (2, None),
+    "fp8": (2, "fp8"),
+    "int8": (2, "int8"),
+}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Operations a second in matrix products by precision, and bytes a second over the host link and from disk."""
+
+    products: Mapping[str, float]
+    disk: float
+    link: float | None = None
+
+
+# Constants, not measured where the plan is made: two server cores with bf16 instructions and their NVMe disk, and a
+# GPU of the class of an RTX 4090 on PCIe 4.
+CPU_RATES = Rates({"fp32": 0.18e12, "bf16": 0.8e12, "fp8": 0.74e12, "int8": 1.1e12}, disk=2.8e9)
+GPU_RATES = Rates({"fp32": 40e12, "bf16": 150e12, "fp8": 270e12, "int8": 270e12}, disk=2.8e9, link=25e9)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a plan has to know of a model. formats: the layers its files hold in eight bits, by component."""
+
+    name: str
+    variant: Variant
+    transformer: TransformerConfig
+    autoencoder: AutoencoderConfig
+    language_model: LanguageModelConfig
+    text: TextSettings
+    default_size: tuple[int, int]
+    precision: str
+    formats: Mapping[str, Mapping[str, Format]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch: pictures of width x height pixels, each with references of these sizes. prompts: of the whole call."""
+
+    width: int
+    height: int
+    references: tuple[tuple[int, int], ...] = ()
+    batch: int = 1
+    prompts: int = 1
+    guided: bool = False
+
+
+@dataclass(frozen=True)
+class Budget:
+    """memory: bytes that must not be exceeded. process: what is taken before anything is loaded.
+
+    host: pinned memory to stream from, where a GPU computes; None where the CPU does.
+    """
+
+    memory: int
+    process: int
+    host: int | None = None
+
+
+@dataclass(frozen=True)
+class ComponentPlan:
+    """Bytes of one network; those that are streamed are read from disk, or from pinned memory, as they are needed."""
+
+    bytes: int
+    resident_bytes: int
+    streamed_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run within a budget. activation_bytes: of the transformer alone; peak_bytes: of everything, process included.
+
+    resident_blocks: the transformer's blocks that stay, by their place among those that run; keeps_all: every network
+    is kept from call to call. bound: what takes the longest in a step.
+    """
+
+    model: str
+    precision: str
+    width: int
+    height: int
+    references: int
+    memory_bytes: int
+    components: Mapping[str, ComponentPlan]
+    resident_bytes: int
+    streamed_bytes: int
+    activation_bytes: int
+    peak_bytes: int
+    minimum_bytes: int
+    fits: bool
+    bound: Bound
+    seconds_per_step: float
+    keeps_all: bool
+    resident_blocks: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return asdict(self)
+
+
+def plan(
+    model: str | Path,
+    *,
+    memory: str | int | None = None,
+    host_memory: str | int | None = None,
+    size: str | tuple[int, int] | None = None,
+    references: int = 0,
+    precision: str = "auto",
+) -> Plan:
+    """What one picture with so many references of 1 MP needs. The published models need no files for it.
+
+    model: as for `headrace.load`. memory: the budget (default: what is free less a tenth). host_memory: where given,
+    a GPU computes: `memory` is its memory, and blocks are streamed from so much of the host's.
+    Raises RequestError for a model, size, precision or amount that cannot be.
+    """
+    known = describe(model)
+    chosen = known.default_size if size is None else size
+    width, height = parse_size(chosen) if isinstance(chosen, str) else check_size(*chosen)
+    work = Work(width, height, (REFERENCE_SIZE,) * references, guided=known.variant == "klein-base")
+    gpu = host_memory is not None
+    process = CONTEXT_BYTES if gpu else PROCESS_BYTES
+    budget = Budget(
+        memory=free_budget(process) if memory is None else parse_bytes(memory),
+        process=process,
+        host=None if host_memory is None else parse_bytes(host_memory),
+    )
+    return plan_work(known, work, budget, known.precision if precision == "auto" else precision)
+
+
+def free_budget(process: int) -> int:
+    """The budget where none is named: what this process has, and nine tenths of what it could have in addition."""
+    return process + int(available_bytes() * (1 - MARGIN))
+
+
+def describe(model: str | Path) -> Model:
+    """A published model from the catalogue, without its files; any other is opened."""
+    for published in catalog.PUBLISHED:
+        if model in (published.name, published.hub_id):
+            return Model(
+                published.name,
+                published.variant,
+                published.transformer,
+                published.autoencoder,
+                published.text_encoder.config,
+                published.text_encoder.settings,
+                published.default_size,
+                "bf16",
+                {},
+            )
+    return describe_checkpoint(open_checkpoint(model))
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> Model:
+    """What a plan has to know of an opened checkpoint."""
+    return Model(
+        checkpoint.name,
+        checkpoint.variant,
+        checkpoint.transformer_config,
+        checkpoint.autoencoder_config,
+        checkpoint.language_model_config,
+        checkpoint.text,
+        checkpoint.default_size,
+        checkpoint.precision if checkpoint.precision in PRECISIONS else "bf16",
+        {"transformer": checkpoint.transformer.formats, "text_encoder": checkpoint.language_model.formats},
+    )
+
+
+def plan_work(
+    model: Model,
+    work: Work,
+    budget: Budget,
+    precision: str,
+    text_precision: str | None = None,
+    multiplies_bf16: bool = True,
+) -> Plan:
+    """The plan of one batch. text_precision: of the language model, where it is not the transformer's.
+
+    multiplies_bf16: whether the device does; else what stands beside eight-bit layers is in fp32.
+
+    Where the budget is too small, `fits` is false and the figures are those of the smallest that works.
+    """
+    if precision not in PRECISIONS:
+        raise RequestError(f"There is no precision {precision!r}; choose auto, {', '.join(PRECISIONS)}.")
+    value_bytes, bits = _stored(precision, multiplies_bf16)
+    text_value_bytes, text_bits = _stored(text_precision or precision, multiplies_bf16)
+    layers = max(model.text.layers)
+    norm = layers == model.language_model.num_layers
+    text_shapes = language_model_shapes(model.language_model, layers=layers, norm=norm)
+    transformer = _sizes(model, "transformer", transformer_shapes(model.transformer), value_bytes, bits)
+    text = _sizes(model, "text_encoder", text_shapes, text_value_bytes, text_bits)
+    autoencoder = _sizes(model, "autoencoder", autoencoder_shapes(model.autoencoder), value_bytes, None)
+
+    activations = denoising_bytes(model, work, value_bytes)
+    held = _context_bytes(model, work, value_bytes)
+    reading = text_activations(model.language_model, model.text.length, len(model.text.layers), text_value_bytes)
+    encoding = max((encoder_activations(model.autoencoder, w, h, value_bytes) for w, h in work.references), default=0)
+    decoding = decoder_activations(model.autoencoder, work.width, work.height, value_bytes)
+
+    process = budget.process + (LIBRARY_BYTES if budget.host is None else 0) + held
+    everything = transformer.total + text.total + autoencoder.total
+    kept = process + everything + max(activations, reading, encoding, decoding)
+    others = process + max(text.rest + _ring_bytes(text.blocks) + reading, autoencoder.total + max(encoding, decoding))
+    denoising = process + transformer.rest + activations
+    order = residence_order(transformer.blocks, model.transformer.depth)
+    minimum = max(others, denoising + min(_needs(transformer.blocks, order)))
+
+    keeps_all = kept <= budget.memory
+    if keeps_all:
+        resident, peak = order, kept
+    else:
+        resident = _residents(transformer.blocks, order, budget.memory - denoising)
+        peak = max(others, denoising + _need(transformer.blocks, resident))
+    streamed = transformer.total - transformer.rest - sum(transformer.blocks[index] for index in resident)
+    components = {
+        "transformer": _component(transformer.total, streamed),
+        "text_encoder": _component(text.total, 0 if keeps_all else text.total - text.rest),
+        "autoencoder": _component(autoencoder.total, 0),
+    }
+    bound, seconds = _step_time(model, work, precision, streamed, budget.host)
+    return Plan(
+        model=model.name,
+        precision=precision,
+        width=work.width,
+        height=work.height,
+        references=len(work.references),
+        memory_bytes=budget.memory,
+        components=components,
+        resident_bytes=sum(component.resident_bytes for component in components.values()),
+        streamed_bytes=sum(component.streamed_bytes for component in components.values()),
+        activation_bytes=activations,
+        peak_bytes=peak,
+        minimum_bytes=min(minimum, kept),
+        fits=min(minimum, kept) <= budget.memory,
+        bound=bound,
+        seconds_per_step=seconds,
+        keeps_all=keeps_all,
+        resident_blocks=tuple(sorted(resident)),
+    )
+
+
+def _stored(precision: str, multiplies_bf16: bool) -> tuple[int, Bits | None]:
+    value_bytes, bits = PRECISIONS[precision]
+    return (value_bytes if bits is None or multiplies_bf16 else PRECISIONS["fp32"][0]), bits
+
+
+def residence_order(blocks: Sequence[int], doubles: int) -> tuple[int, ...]:
+    """The places of all blocks, the one that gains most by staying first.
+
+    Double-stream blocks come first; single-stream ones, all alike, are taken so that those left over lie far apart,
+    which gives the reader the time of the others in between.
+    """
+    singles = range(doubles, len(blocks))
+    # Places in bit-reversed order: every prefix of it is spread as evenly as halving allows.
+    width = max(1, (len(singles) - 1).bit_length())
+    spread = sorted(singles, key=lambda index: int(f"{index - doubles:0{width}b}"[::-1], 2))
+    return (*range(doubles), *spread)
+
+
+def denoising_bytes(model: Model, work: Work, value_bytes: int) -> int:
+    """The transformer's intermediate results in one step, a reference cache included."""
+    branches = work.batch * (2 if work.guided else 1)
+    text, picture, references = _tokens(model, work)
+    if model.variant != "klein-kv" or not references:
+        return transformer_activations(model.transformer, branches, text, picture + references, value_bytes)
+    blocks = model.transformer.depth + model.transformer.depth_single_blocks
+    cache = 2 * references * model.transformer.hidden_size * value_bytes * blocks
+    step = transformer_activations(model.transformer, branches, text, picture, value_bytes, references)
+    filling = transformer_activations(model.transformer, 1, 0, references, value_bytes)
+    return cache + max(step, filling)
+
+
+def _tokens(model: Model, work: Work) -> tuple[int, int, int]:
+    """Of one picture: text, the picture itself, all its references."""
+    area = model.autoencoder.token_size**2
+    references = sum(width * height for width, height in work.references) // area
+    return model.text.length, work.width * work.height // area, references
+
+
+def _context_bytes(model: Model, work: Work, value_bytes: int) -> int:
+    """The embeddings of all prompts, and those of a batch, which are joined for guidance."""
+    copies = work.prompts + work.batch * (3 if work.guided else 1) + (1 if work.guided else 0)
+    return copies * model.text.length * model.transformer.context_in_dim * value_bytes
+
+
+def _sizes(
+    model: Model, component: str, shapes: Mapping[str, Shape], value_bytes: int, bits: Bits | None
+) -> NetworkSizes:
+    formats = choose_formats(bits, block_linears(shapes), model.formats.get(component, {}))
+    return network_sizes(shapes, formats, value_bytes)
+
+
+def _component(total: int, streamed: int) -> ComponentPlan:
+    return ComponentPlan(total, total - streamed, streamed)
+
+
+def _ring_bytes(streamed: Sequence[int]) -> int:
+    """The slots through which blocks of these sizes are streamed."""
+    return min(SLOTS, len(streamed)) * max(streamed, default=0)
+
+
+def _need(blocks: Sequence[int], resident: Sequence[int]) -> int:
+    """The bytes of blocks that stay and of the slots for the others."""
+    stay = set(resident)
+    return sum(blocks[i] for i in stay) + _ring_bytes([size for i, size in enumerate(blocks) if i not in stay])
+
+
+def _needs(blocks: Sequence[int], order: Sequence[int]) -> list[int]:
+    return [_need(blocks, order[:count]) for count in range(len(order) + 1)]
+
+
+def _residents(blocks: Sequence[int], order: Sequence[int], room: int) -> tuple[int, ...]:
+    """As many blocks in this order as fit into `room` bytes with the others' slots; else as many as need the least."""
+    needs = _needs(blocks, order)
+    fitting = [count for count, need in enumerate(needs) if need <= room]
+    return tuple(order[: max(fitting) if fitting else needs.index(min(needs))])
+
+
+def _step_time(model: Model, work: Work, precision: str, streamed: int, host: int | None) -> tuple[Bound, float]:
+    """What bounds a step of a batch, and its seconds."""
+    rates = CPU_RATES if host is None else GPU_RATES
+    from_disk = streamed if host is None else max(0, streamed - host)
+    seconds: dict[Bound, float] = {
+        "arithmetic": step_operations(model, work) / rates.products[precision],
+        "disk": from_disk / rates.disk,
+    }
+    if rates.link is not None:
+        seconds["host link"] = streamed / rates.link
+    bound = max(seconds, key=lambda term: seconds[term])
+    return bound, seconds[bound]
+
+
+def step_operations(model: Model, work: Work) -> int:
+    """Additions and multiplications in the matrix products of one step of a batch."""
+    text, picture, references = _tokens(model, work)
+    cached = references if model.variant == "klein-kv" else 0
+    own = picture + references - cached
+    config = model.transformer
+    size, mlp = config.hidden_size, config.mlp_size
+    per_token = 4 * size * size + 3 * size * mlp
+    blocks = config.depth + config.depth_single_blocks
+    linear = 2 * per_token * (text + own) * blocks
+    outside = 2 * size * (text * config.context_in_dim + 2 * own * config.in_channels)
+    attention = 4 * size * (text + own) * (text + own + cached) * blocks
+    return work.batch * (2 if work.guided else 1) * (linear + outside + attention)
