@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,25 +21,44 @@ from headrace.text.tokens import PromptTokenizer
 from headrace.train import autoencoder, optimizers, run, transformer
 from headrace.train.export import ModelSettings, export
 from headrace.train.latents import encode_scenes
+from headrace.train.loop import Loop
 from headrace.train.tokenizer import learn_tokenizer
 
+LOOP = Loop(
+    steps=4, batch=4, warm_up=2, decay=2, muon_rate=1e-3, adam_rate=1e-3, average_decay=0.9, save_every=2, log_every=1
+)
 AUTOENCODER = autoencoder.AutoencoderTraining(
-    network=AutoencoderConfig(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=1),
-    steps=4, batch=4, warm_up=2, decay=2, save_every=2, log_every=1,
-)  # fmt: skip
+    network=AutoencoderConfig(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=1), loop=LOOP
+)
 TRANSFORMER = transformer.TransformerTraining(
     transformer=TransformerConfig(
-        context_in_dim=48, hidden_size=32, num_heads=2, depth=1, depth_single_blocks=1, axes_dim=(4, 4, 4, 4),
+        context_in_dim=48,
+        hidden_size=32,
+        num_heads=2,
+        depth=1,
+        depth_single_blocks=1,
+        axes_dim=(4, 4, 4, 4),
         guidance_embed=False,
     ),
     language_model=LanguageModelConfig(
-        vocab_size=400, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8,
-        rope_theta=1e4, rms_norm_eps=1e-6, qk_norm=True, tie_word_embeddings=True,
+        vocab_size=400,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=3,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        rope_theta=1e4,
+        rms_norm_eps=1e-6,
+        qk_norm=True,
+        tie_word_embeddings=True,
     ),
     text=transformer.TextSettings("qwen", (1, 2, 3), "right", 40),
-    sizes=((32, 32), (48, 32)), main_size_steps=1,
-    steps=4, batch=4, warm_up=2, decay=2, save_every=2, log_every=1, preview_steps=1,
-)  # fmt: skip
+    sizes=((32, 32), (48, 32)),
+    main_size_steps=1,
+    loop=LOOP,
+    preview_steps=1,
+)
 
 
 class CutOff(Exception):  # noqa: N818
@@ -103,8 +123,24 @@ def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
         autoencoder.train(AUTOENCODER, tmp_path, resume=True)
 
 
-def test_log_has_a_row_a_step(tmp_path: Path) -> None:
+def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     autoencoder.train(AUTOENCODER, tmp_path, report=lambda _: None)
+    with pytest.raises(RequestError, match=r"noise 0\.1, not 0\.2"):
+        autoencoder.train(replace(AUTOENCODER, noise=0.2), tmp_path, resume=True)
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    autoencoder.train(AUTOENCODER, tmp_path, report=lambda _: None)
+    longer = replace(AUTOENCODER, loop=replace(LOOP, steps=5))
+    lines: list[str] = []
+    autoencoder.train(longer, tmp_path, resume=True, report=lines.append)
+    assert [line.split(":")[0] for line in lines] == ["step 5"]
+
+
+def test_log_has_a_row_a_step_also_when_steps_are_taken_again(tmp_path: Path) -> None:
+    with pytest.raises(CutOff):
+        autoencoder.train(AUTOENCODER, tmp_path, report=cut_off_at(3))
+    autoencoder.train(AUTOENCODER, tmp_path, resume=True, report=lambda _: None)
     rows = list(csv.DictReader((tmp_path / run.LOG).read_text(encoding="utf-8").splitlines()))
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
     assert all(float(row["loss"]) > 0 for row in rows)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from headrace.train.loop import Loop
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _TOKENIZER = "tokenizer"
@@ -36,9 +40,7 @@ def autoencoder(folder: Path, resume: bool, steps: int | None, decay: int | None
 
     torch.set_num_threads(1)
     default = AutoencoderTraining()
-    config = replace(
-        default, steps=steps or default.steps, decay=decay or default.decay, seed=default.seed if seed is None else seed
-    )
+    config = replace(default, loop=_changed(default.loop, steps, decay, seed))
     train(config, folder, resume=resume, report=click.echo)
     click.echo(f"held-out pictures: {decibels(finish(folder, config)):.2f} dB")
 
@@ -69,9 +71,7 @@ def transformer(
 
     torch.set_num_threads(1)
     default = TransformerTraining()
-    config = replace(
-        default, steps=steps or default.steps, decay=decay or default.decay, seed=default.seed if seed is None else seed
-    )
+    config = replace(default, loop=_changed(default.loop, steps, decay, seed))
     decoder = finish(autoencoder_folder, AutoencoderTraining())
     tokenizer = prepare_tokenizer(folder / _TOKENIZER, config)
     latents = [
@@ -103,3 +103,7 @@ def export(folder: Path, autoencoder_folder: Path, output: Path, name: str, step
         ModelSettings(name, steps, guidance=1.0, distilled=True, default_size=config.sizes[0]),
     )
     click.echo(f"wrote {output}")
+
+
+def _changed(loop: Loop, steps: int | None, decay: int | None, seed: int | None) -> Loop:
+    return replace(loop, steps=steps or loop.steps, decay=decay or loop.decay, seed=loop.seed if seed is None else seed)

@@ -6,9 +6,7 @@ import dataclasses
 import functools
 import math
 import random
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +18,8 @@ from torch import Tensor, nn
 
 from headrace.nn.autoencoder import Autoencoder, patchify
 from headrace.nn.config import AutoencoderConfig
-from headrace.train import optimizers, run, shards
+from headrace.train import run, shards
+from headrace.train.loop import Loop, learn
 from headrace.world.colors import RGB
 from headrace.world.draw import draw
 from headrace.world.scene import scene
@@ -37,65 +36,48 @@ FINISHED = "autoencoder.safetensors"
 ADAM_ONLY = ("conv_in.weight", "decoder.conv_out.weight")
 """Layers that touch pixels or the latent directly, which Muon's even-handed updates do not suit."""
 
+SPRITE = Loop(
+    steps=1400,
+    batch=32,
+    warm_up=100,
+    decay=650,
+    muon_rate=7e-3,
+    adam_rate=2e-3,
+    average_decay=0.998,
+    save_every=250,
+    log_every=50,
+)
+"""As the shipped weights were trained."""
+
 
 @dataclass(frozen=True)
 class AutoencoderTraining:
-    """A run. ``batch`` counts crops of 64x64; ``noise`` is the latent noise as a share of each channel's deviation."""
+    """A run. The loop's batch counts crops of 64x64; ``noise`` is a share of each latent channel's deviation."""
 
     network: AutoencoderConfig = field(
         default_factory=lambda: AutoencoderConfig(channels=(16, 32, 64, 128), layers_per_block=1, norm_groups=1)
     )
-    seed: int = 1
-    steps: int = 1400
-    batch: int = 32
-    shards: int = shards.COUNT
-    muon_rate: float = 7e-3
-    adam_rate: float = 2e-3
-    warm_up: int = 100
-    decay: int = 650
-    average_decay: float = 0.998
+    loop: Loop = SPRITE
     noise: float = 0.1
     edge_weight: float = 0.5
-    save_every: int = 250
-    log_every: int = 50
 
 
 def train(
     config: AutoencoderTraining, folder: Path, *, resume: bool = False, report: Callable[[str], None] = print
 ) -> None:
-    """Trains until ``config.steps`` and leaves the state in ``folder``; a resumed run ends in the same bits.
-
-    Raises RequestError when asked to resume where there is nothing.
-    """
-    torch.manual_seed(config.seed)
+    """Trains to the end and leaves the state in ``folder``; see `loop.learn`."""
+    torch.manual_seed(config.loop.seed)
     model = initial(config.network)
-    optimizer = optimizers.build(model.named_parameters(), ADAM_ONLY)
-    average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    pool = ThreadPoolExecutor(config.shards)
-    first = run.load_state(folder, model, average, optimizer.all()) if resume else 0
-    started = time.monotonic()
-    for step in range(first, config.steps):
-        loss, error = shards.backward(pool, _losses(model, config, step), parameters)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        share = optimizers.schedule(step, warm_up=config.warm_up, steps=config.steps, decay=config.decay)
-        optimizer.step(pool, share, muon_rate=config.muon_rate, adam_rate=config.adam_rate)
-        run.update_average(average, model, config.average_decay, step)
-        if (step + 1) % config.log_every == 0:
-            rate = (step + 1 - first) * config.batch / (time.monotonic() - started)
-            decibel = 10 * math.log10(4 / error)
-            row = {"step": step + 1, "loss": loss, "decibel": decibel, "crops_per_second": rate}
-            run.append_log(folder, row)
-            report(f"step {step + 1}: loss {loss:.4f}, {decibel:.1f} dB, {rate:.0f} crops/s")
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            run.save_state(
-                folder,
-                step=step + 1,
-                config=dataclasses.asdict(config),
-                model=model,
-                average=average,
-                optimizers=optimizer.all(),
-            )
+    learn(
+        model,
+        functools.partial(_losses, model, config),
+        config.loop,
+        folder,
+        adam_only=ADAM_ONLY,
+        settings=dataclasses.asdict(config),
+        resume=resume,
+        report=report,
+    )
 
 
 def initial(config: AutoencoderConfig) -> Autoencoder:
@@ -110,8 +92,10 @@ def initial(config: AutoencoderConfig) -> Autoencoder:
 def batch(config: AutoencoderTraining, step: int) -> Tensor:
     """The pictures of one step, (B, 3, H, W) in [-1, 1]: a pure function of the run's seed and the step."""
     whole = step % WHOLE_EVERY == WHOLE_EVERY - 1
-    count = max(1, config.batch // 4) if whole else config.batch
-    return run.to_tensor([_picture(config.seed * 1_000_000_007 + step * config.batch + i, whole) for i in range(count)])
+    count = max(1, config.loop.batch // 4) if whole else config.loop.batch
+    return run.to_tensor(
+        [_picture(config.loop.seed * 1_000_000_007 + step * config.loop.batch + i, whole) for i in range(count)]
+    )
 
 
 def _picture(seed: int, whole: bool) -> Image.Image:
@@ -132,14 +116,16 @@ def _color(chance: random.Random) -> RGB:
 
 def _losses(model: Autoencoder, config: AutoencoderTraining, step: int) -> list[shards.Loss]:
     images = batch(config, step).to(memory_format=torch.channels_last)
-    parts = images.chunk(config.shards)
-    generators = [run.step_generator(config.seed, step * config.shards + index) for index in range(len(parts))]
+    parts = images.chunk(config.loop.shards)
+    generators = [
+        run.step_generator(config.loop.seed, step * config.loop.shards + index) for index in range(len(parts))
+    ]
     return [functools.partial(_loss, model, *part, config=config) for part in zip(parts, generators, strict=True)]
 
 
 def _loss(
     model: Autoencoder, images: Tensor, generator: torch.Generator, config: AutoencoderTraining
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, dict[str, float]]:
     with torch.autocast("cpu", torch.bfloat16):
         latent, _ = model.encode_moments(images)
         # Noise in proportion to each channel's own spread: the decoder forgives small errors of the transformer, and no
@@ -151,7 +137,8 @@ def _loss(
     error = difference.square().mean()
     edges = (difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()) / 2
     scale = latent.float().square().mean()
-    return difference.abs().mean() + 2 * error + config.edge_weight * edges + 1e-5 * scale, error.detach()
+    loss = difference.abs().mean() + 2 * error + config.edge_weight * edges + 1e-5 * scale
+    return loss, {"decibel": 10 * math.log10(4 / error.item())}
 
 
 @torch.no_grad()
@@ -191,7 +178,7 @@ def finish(folder: Path, config: AutoencoderTraining) -> Autoencoder:
     if not file.exists():
         model.load_state_dict(run.read_average(folder))
         _round(model)
-        measure_statistics(model, seed=config.seed + 1)
+        measure_statistics(model, seed=config.loop.seed + 1)
         _round(model)
         run.save_tensors(model.state_dict(), {}, file)
     model.load_state_dict(load_file(file))

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 
 from headrace.nn.autoencoder import Autoencoder
-from headrace.train import run, shards
+from headrace.train import run
 from headrace.world.draw import draw
 from headrace.world.scene import scene
 
 CHUNK = 32
+THREADS = 2
 
 Latents = npt.NDArray[np.float16]
 
@@ -40,7 +41,7 @@ def encode_scenes(autoencoder: Autoencoder, count: int, size: tuple[int, int], f
                 encoded = autoencoder.encode(images.to(memory_format=torch.channels_last))
             latents[seeds.start : seeds.stop] = encoded.flatten(2).transpose(1, 2).float().numpy()
 
-        with ThreadPoolExecutor(shards.COUNT) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(encode, range(0, count, CHUNK)))
         latents.flush()
         partial.replace(file)

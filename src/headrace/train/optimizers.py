@@ -61,8 +61,3 @@ def build(named: Iterable[tuple[str, nn.Parameter]], adam_only: tuple[str, ...])
         ),
         torch.optim.Adam(others, betas=(0.9, 0.99)),
     )
-
-
-def schedule(step: int, *, warm_up: int, steps: int, decay: int) -> float:
-    """Share of the peak rate: linear warm-up, plateau, and a linear fall to nothing over the last ``decay`` steps."""
-    return min(1.0, (step + 1) / warm_up) * min(1.0, max(0.0, (steps - step) / decay))

@@ -6,11 +6,11 @@ rename replaces the whole state; ``log.csv`` one row per logged step; ``pictures
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -34,43 +34,67 @@ def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], fil
 
 def save_state(
     folder: Path,
-    *,
     step: int,
-    config: Mapping[str, object],
-    model: nn.Module,
+    settings: Mapping[str, object],
+    network: nn.Module,
     average: Mapping[str, Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> None:
     """Stores all that the steps after ``step`` depend on: weights, their moving average, the optimizers' moments."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
     for number, optimizer in enumerate(optimizers):
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    save_tensors(tensors, {"step": str(step), "config": json.dumps(config)}, folder / STATE)
+    save_tensors(tensors, {"step": str(step), "settings": json.dumps(settings)}, folder / STATE)
 
 
 def load_state(
-    folder: Path, model: nn.Module, average: dict[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+    folder: Path,
+    settings: Mapping[str, object],
+    network: nn.Module,
+    average: dict[str, Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
 ) -> int:
-    """The inverse of ``save_state``; returns the step to go on from. Raises RequestError when there is no state."""
+    """The inverse of ``save_state``; returns the step to go on from, and cuts the log back to it.
+
+    Raises RequestError when there is no state, or when it was reached with settings other than these.
+    """
     file = folder / STATE
     if not file.is_file():
         raise RequestError(f"{folder} holds no {STATE} to resume from: start this run without --resume.")
     with safe_open(file, framework="pt") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        step = int(stored.metadata()["step"])
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    average.update({n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")})
+        metadata = stored.metadata()
+    _check_same(file, json.loads(metadata["settings"]), json.loads(json.dumps(settings)))
+    network.load_state_dict(_below("model.", tensors))
+    average.update(_below("average.", tensors))
     for number, optimizer in enumerate(optimizers):
-        state = optimizer.state_dict()
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimizer.{number}."):
-                index, moment = name.split(".", 3)[2:]
-                moments.setdefault(int(index), {})[moment] = tensor
-        optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+        for name, tensor in _below(f"optimizer.{number}.", tensors).items():
+            index, moment = name.split(".", 1)
+            moments.setdefault(int(index), {})[moment] = tensor
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    step = int(metadata["step"])
+    _cut_log(folder / LOG, step)
     return step
+
+
+CHANGEABLE = {"steps", "decay", "save_every", "log_every"}
+"""Settings that may change when a run goes on: how long it is, and how often it is looked at."""
+
+
+def _check_same(file: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for name in sorted(stored.keys() | given.keys()):
+        before, now = stored.get(name), given.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            _check_same(file, before, now)
+        elif before != now and name not in CHANGEABLE:
+            raise RequestError(f"{file} was trained with {name} {before}, not {now}: resume it with the same.")
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def read_average(folder: Path) -> dict[str, Tensor]:
@@ -83,10 +107,9 @@ def read_average(folder: Path) -> dict[str, Tensor]:
 def update_average(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
     """Moves the average towards the model; early on faster, so that the random start is soon forgotten."""
     rate = 1 - min(decay, (1 + step) / (10 + step))
-    names, tensors = zip(*model.state_dict().items(), strict=True)
-    moving = [average[name] for name in names]
-    floating = [index for index, tensor in enumerate(tensors) if tensor.is_floating_point()]
-    torch._foreach_lerp_([moving[index] for index in floating], [tensors[index] for index in floating], rate)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            average[name].lerp_(tensor, rate)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -94,15 +117,23 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def append_log(folder: Path, row: Mapping[str, float | int]) -> None:
+def append_log(folder: Path, step: int, figures: Mapping[str, float]) -> None:
     """One more row in ``log.csv``; the header comes from the first."""
+    file = folder / LOG
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = not (folder / LOG).exists()
-    with (folder / LOG).open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    header = "" if file.exists() else ",".join(("step", *figures)) + "\n"
+    with file.open("a", encoding="utf-8") as log:
+        log.write(header + ",".join((str(step), *(f"{value:.6g}" for value in figures.values()))) + "\n")
+
+
+def _cut_log(file: Path, step: int) -> None:
+    """Drops the rows of steps after ``step``, which a resumed run will take again."""
+    if file.exists():
+        header, *rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [row for row in rows if int(row.split(",", 1)[0]) <= step]
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(header + "".join(kept), encoding="utf-8")
+        partial.replace(file)
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:

@@ -13,27 +13,27 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-COUNT = 2
-"""Shards of a batch, where a run does not say otherwise."""
-
-Loss = Callable[[], tuple[Tensor, Tensor]]
-"""Computes one shard: its loss, and another scalar that is only to be reported."""
+Loss = Callable[[], tuple[Tensor, dict[str, float]]]
+"""Computes one shard's loss, and figures about it that are only to be logged."""
 
 
-def backward(
-    pool: ThreadPoolExecutor, losses: Sequence[Loss], parameters: Sequence[nn.Parameter]
-) -> tuple[float, float]:
-    """Sets each parameter's gradient to the mean over the shards; returns the means of loss and reported scalar.
+def backward(pool: ThreadPoolExecutor, losses: Sequence[Loss], parameters: Sequence[nn.Parameter]) -> dict[str, float]:
+    """Sets each parameter's gradient to the mean over the shards; returns the means of the loss and the other figures.
 
     The shards are summed in their order, whichever is done first.
     """
 
-    def differentiate(loss: Loss) -> tuple[float, float, tuple[Tensor | None, ...]]:
-        value, reported = loss()
-        return value.item(), reported.item(), torch.autograd.grad(value, parameters, allow_unused=True)
+    def differentiate(loss: Loss) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
+        value, figures = loss()
+        return {"loss": value.item()} | figures, torch.autograd.grad(value, parameters, allow_unused=True)
 
     done = list(pool.map(differentiate, losses))
-    for parameter, *gradients in zip(parameters, *(one[2] for one in done), strict=True):
+    for parameter, *gradients in zip(parameters, *(gradients for _, gradients in done), strict=True):
         parts = [gradient for gradient in gradients if gradient is not None]
         parameter.grad = torch.stack(parts).mean(0) if parts else None
-    return sum(one[0] for one in done) / len(done), sum(one[1] for one in done) / len(done)
+    return mean([figures for figures, _ in done])
+
+
+def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each figure over rows that have the same ones."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

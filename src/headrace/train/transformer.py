@@ -10,9 +10,7 @@ import copy
 import dataclasses
 import functools
 import random
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -31,8 +29,9 @@ from headrace.nn.config import LanguageModelConfig, TransformerConfig
 from headrace.nn.language_model import LanguageModel
 from headrace.nn.transformer import Transformer
 from headrace.text.tokens import PromptTokenizer, load_tokenizer
-from headrace.train import optimizers, run, shards
+from headrace.train import run, shards
 from headrace.train.latents import Latents
+from headrace.train.loop import Loop, learn
 from headrace.train.tokenizer import learn_tokenizer, save_tokenizer
 from headrace.world.captions import caption
 from headrace.world.scene import scene
@@ -60,6 +59,19 @@ PREVIEW_PROMPTS = (
     "an apple right of a banana on a pink background",
     "a medium-sized ghost on a #2E86DE background",
 )
+
+SPRITE = Loop(
+    steps=1900,
+    batch=64,
+    warm_up=50,
+    decay=800,
+    muon_rate=5e-3,
+    adam_rate=2e-3,
+    average_decay=0.996,
+    save_every=100,
+    log_every=25,
+)
+"""As the shipped weights were trained."""
 
 
 @dataclass(frozen=True)
@@ -100,20 +112,10 @@ class TransformerTraining:
     text: TextSettings = field(default_factory=lambda: TextSettings("qwen", (2, 3, 4), "right", 64))
     sizes: tuple[tuple[int, int], ...] = ((128, 128), (160, 96), (96, 160))
     main_size_steps: int = 4
-    seed: int = 1
-    steps: int = 2000
-    batch: int = 64
-    shards: int = shards.COUNT
-    muon_rate: float = 5e-3
-    adam_rate: float = 2e-3
-    warm_up: int = 50
-    decay: int = 700
-    average_decay: float = 0.996
+    loop: Loop = SPRITE
     time_mean: float = 0.8
     time_deviation: float = 1.2
     empty_share: float = 0.1
-    save_every: int = 100
-    log_every: int = 25
     preview_steps: int = 8
 
 
@@ -161,45 +163,30 @@ def train(
     resume: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Trains until ``config.steps`` and leaves the state in ``folder``; a resumed run ends in the same bits.
+    """Trains to the end and leaves the state and pictures in ``folder``; see `loop.learn`.
 
-    latents: for each of ``config.sizes``, those of the scenes with seeds 0, 1, ... at that size. Raises RequestError
-    when asked to resume where there is nothing.
+    latents: for each of ``config.sizes``, those of the scenes with seeds 0, 1, ... at that size.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.loop.seed)
     network = Network(config)
-    optimizer = optimizers.build(network.named_parameters(), ADAM_ONLY)
-    average = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    first = run.load_state(folder, network, average, optimizer.all()) if resume else 0
-    parameters = list(network.parameters())
-    pool = ThreadPoolExecutor(config.shards)
-    started, recent = time.monotonic(), []
-    for step in range(first, config.steps):
-        loss, _ = shards.backward(pool, _losses(network, config, latents, tokenizer, step), parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        share = optimizers.schedule(step, warm_up=config.warm_up, steps=config.steps, decay=config.decay)
-        optimizer.step(pool, share, muon_rate=config.muon_rate, adam_rate=config.adam_rate)
-        run.update_average(average, network, config.average_decay, step)
-        recent.append(loss)
-        if (step + 1) % config.log_every == 0:
-            rate = (step + 1 - first) * config.batch / (time.monotonic() - started)
-            mean = sum(recent) / len(recent)
-            recent.clear()
-            run.append_log(folder, {"step": step + 1, "loss": mean, "samples_per_second": rate})
-            report(f"step {step + 1}: loss {mean:.4f}, {rate:.1f} samples/s")
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            run.save_state(
-                folder,
-                step=step + 1,
-                config=dataclasses.asdict(config),
-                model=network,
-                average=average,
-                optimizers=optimizer.all(),
-            )
-            averaged = copy.deepcopy(network)
-            averaged.load_state_dict(average)
-            pictures = preview(averaged, config, tokenizer, autoencoder, PREVIEW_PROMPTS)
-            run.save_grid(pictures, folder / "pictures" / f"{step + 1:06}.png")
+
+    def save_pictures(step: int, average: Mapping[str, Tensor]) -> None:
+        averaged = copy.deepcopy(network)
+        averaged.load_state_dict(average)
+        pictures = preview(averaged, config, tokenizer, autoencoder, PREVIEW_PROMPTS)
+        run.save_grid(pictures, folder / "pictures" / f"{step:06}.png")
+
+    learn(
+        network,
+        functools.partial(_losses, network, config, latents, tokenizer),
+        config.loop,
+        folder,
+        adam_only=ADAM_ONLY,
+        settings=dataclasses.asdict(config),
+        resume=resume,
+        report=report,
+        on_save=save_pictures,
+    )
 
 
 def _losses(
@@ -209,17 +196,16 @@ def _losses(
     width, height = config.sizes[which]
     sample = draw_batch(config, latents[which], (width, height), tokenizer, step)
     positions = picture_positions(height // 16, width // 16)
-    parts = zip(*(tensor.chunk(config.shards) for tensor in sample), strict=True)
+    parts = zip(*(tensor.chunk(config.loop.shards) for tensor in sample), strict=True)
     return [functools.partial(_loss, network, positions, Batch(*part)) for part in parts]
 
 
-def _loss(network: Network, positions: Tensor, sample: Batch) -> tuple[Tensor, Tensor]:
+def _loss(network: Network, positions: Tensor, sample: Batch) -> tuple[Tensor, dict[str, float]]:
     times = sample.times[:, None, None]
     noisy = (1 - times) * sample.latent + times * sample.noise
     with torch.autocast("cpu", torch.bfloat16):
         velocity = network(noisy, positions, sample.times, sample.token_ids, sample.mask)
-    loss = (velocity.float() - (sample.noise - sample.latent)).square().mean()
-    return loss, loss.detach()
+    return (velocity.float() - (sample.noise - sample.latent)).square().mean(), {}
 
 
 def size_index(config: TransformerTraining, step: int) -> int:
@@ -234,14 +220,14 @@ def draw_batch(
     config: TransformerTraining, latents: Latents, size: tuple[int, int], tokenizer: PromptTokenizer, step: int
 ) -> Batch:
     """The samples of one step, pictures of one size: a pure function of the run's seed and the step."""
-    generator = run.step_generator(config.seed, step)
-    chosen = torch.randint(len(latents), (config.batch,), generator=generator)
+    generator = run.step_generator(config.loop.seed, step)
+    chosen = torch.randint(len(latents), (config.loop.batch,), generator=generator)
     latent = torch.from_numpy(latents[chosen.numpy()]).float()
     noise = torch.randn(latent.shape, generator=generator)
     # Times are spread evenly over the batch rather than drawn one by one, which calms the loss.
-    even = (torch.arange(config.batch) + torch.rand(config.batch, generator=generator)) / config.batch
+    even = (torch.arange(config.loop.batch) + torch.rand(config.loop.batch, generator=generator)) / config.loop.batch
     times = torch.sigmoid(config.time_mean + config.time_deviation * torch.special.ndtri(even.clamp(1e-4, 1 - 1e-4)))
-    wording = random.Random(f"wording/{config.seed}/{step}")
+    wording = random.Random(f"wording/{config.loop.seed}/{step}")
     prompts = [
         "" if wording.random() < config.empty_share else caption(scene(int(seed), *size), wording.getrandbits(48))
         for seed in chosen
