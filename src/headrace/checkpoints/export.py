@@ -17,8 +17,12 @@ def transformer_for_diffusers(
     config: TransformerConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config.json and the tensors of a Flux2Transformer2DModel, from a Transformer's state dict."""
-    plan = to_diffusers(TRANSFORMER_RULES, transformer_shapes(config))
-    settings = {
+    return transformer_settings(config), assemble(to_diffusers(TRANSFORMER_RULES, transformer_shapes(config)), tensors)
+
+
+def transformer_settings(config: TransformerConfig) -> dict[str, Any]:
+    """The config.json of a Flux2Transformer2DModel."""
+    return {
         "_class_name": "Flux2Transformer2DModel",
         "attention_head_dim": config.head_dim,
         "axes_dims_rope": list(config.axes_dim),
@@ -35,16 +39,20 @@ def transformer_for_diffusers(
         "rope_theta": config.theta,
         "timestep_guidance_channels": 256,
     }
-    return settings, assemble(plan, tensors)
 
 
 def autoencoder_for_diffusers(
     config: AutoencoderConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config.json and the tensors of an AutoencoderKLFlux2, from an Autoencoder's state dict."""
+    plan = to_diffusers(AUTOENCODER_RULES, autoencoder_shapes(config), len(config.channels))
+    return autoencoder_settings(config), assemble(plan, tensors)
+
+
+def autoencoder_settings(config: AutoencoderConfig) -> dict[str, Any]:
+    """The config.json of an AutoencoderKLFlux2."""
     levels = len(config.channels)
-    plan = to_diffusers(AUTOENCODER_RULES, autoencoder_shapes(config), levels)
-    settings = {
+    return {
         "_class_name": "AutoencoderKLFlux2",
         "act_fn": "silu",
         "batch_norm_eps": config.batch_norm_eps,
@@ -64,7 +72,6 @@ def autoencoder_for_diffusers(
         "use_post_quant_conv": True,
         "use_quant_conv": True,
     }
-    return settings, assemble(plan, tensors)
 
 
 def assemble(plan: Mapping[str, Assembly], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ one small buffer where the dtype or the device differs. Nothing is mapped, and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 
@@ -35,9 +35,10 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 CODES = frozenset({torch.float8_e4m3fn, torch.int8})
 
 
-def fill_module(module: nn.Module, component: Component, device: torch.device | str) -> None:
+def fill_module(module: nn.Module, component: Component, device: torch.device | str, name: str = "") -> None:
     """Allocates a module that was built on the meta device in its final dtypes, and reads its parameters and buffers.
 
+    name: what the module is called in the component's plan, where it is only a part of the network.
     Values are converted where they are stored in another format, eight-bit ones by rows of a few MiB; what is not
     stored is zero, or one for a scale. Afterwards the module is in evaluation mode and wants no gradients.
     Raises RequestError when a file ends early or cannot be read.
@@ -45,20 +46,26 @@ def fill_module(module: nn.Module, component: Component, device: torch.device | 
     _allocate(module, device)
     module.eval()
     with StoredTensors(component) as stored:
-        for name, part in module.named_modules(remove_duplicate=False):
-            if isinstance(part, QuantisedLinear) and component.formats.get(name) != part.format:
-                for first, values in stored.decoded_rows(f"{name}.weight"):
-                    part.encode(first, values.to(device))
-                continue
-            for own_name, target in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-                stored.read(f"{name}.{own_name}" if name else own_name, target)
+        read_module(module, stored, name)
+
+
+def read_module(module: nn.Module, stored: StoredTensors, name: str = "") -> None:
+    """Reads the parameters and buffers of a module that has its memory; otherwise as `fill_module`."""
+    for part_name, part in module.named_modules(prefix=name, remove_duplicate=False):
+        if isinstance(part, QuantisedLinear) and stored.component.formats.get(part_name) != part.format:
+            for first, values in stored.decoded_rows(f"{part_name}.weight"):
+                part.encode(first, values.to(part.weight.device))
+            continue
+        for own_name, target in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            stored.read(f"{part_name}.{own_name}" if part_name else own_name, target)
 
 
 class StoredTensors:
     """The tensors of a component by our names, read from its files, which are open within a `with` statement."""
 
-    def __init__(self, component: Component) -> None:
+    def __init__(self, component: Component, open_file: Callable[[Path], FileIO] = FileIO) -> None:
         self.component = component
+        self._open_file = open_file
         self._buffer = bytearray(BUFFER_BYTES)
         self._files: dict[Path, FileIO] = {}
 
@@ -87,32 +94,41 @@ class StoredTensors:
         shape = self.component.plan[name].shape
         step = max(1, BUFFER_BYTES // (4 * shape[1]))
         for first in range(0, shape[0], step):
-            yield first, self._decoded(name, first, min(step, shape[0] - first))
+            yield first, self.decoded(name, first, min(step, shape[0] - first))
 
-    def _decoded(self, name: str, first: int, count: int) -> Tensor:
-        assembly = self.component.plan[name].rows(first, count)
-        values = torch.empty(assembly.shape)
-        layer = name.removesuffix(".weight")
-        form = self.component.formats.get(layer)
+    def decoded(self, name: str, first: int, count: int) -> Tensor:
+        """`count` rows of a tensor in float32, from row `first` on."""
+        form = self.component.formats.get(name.removesuffix(".weight"))
         if form is None:
+            assembly = self.component.plan[name].rows(first, count)
+            values = torch.empty(assembly.shape)
             self._read(assembly, values.view(-1))
             return values
-        codes = torch.empty(assembly.shape, dtype=torch.float8_e4m3fn if form.bits == "fp8" else torch.int8)
-        self._read(assembly, codes.view(-1))
-        scale_plan = self.component.plan.get(f"{layer}.{SCALE}")
-        scales = torch.ones(count if form.scales == "row" else ())
-        if scale_plan is not None:
-            self._read(scale_plan.rows(first, count) if form.scales == "row" else scale_plan, scales.view(-1))
+        codes, scales = self.codes(name, first, count)
         if form.bits == "int8":
             return decode_int8(codes, scales)
+        values = torch.empty(codes.shape)
         decode_fp8(codes, scales, values)
         return values
+
+    def codes(self, name: str, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """`count` rows of an eight-bit weight as they are stored, from row `first` on, and their scales or scale."""
+        layer = name.removesuffix(".weight")
+        form = self.component.formats[layer]
+        assembly = self.component.plan[name].rows(first, count)
+        codes = torch.empty(assembly.shape, dtype=torch.float8_e4m3fn if form.bits == "fp8" else torch.int8)
+        self._read(assembly, codes.view(-1))
+        scales = torch.ones(count if form.scales == "row" else ())
+        stored = self.component.plan.get(f"{layer}.{SCALE}")
+        if stored is not None:
+            self._read(stored.rows(first, count) if form.scales == "row" else stored, scales.view(-1))
+        return codes, scales
 
     def _read(self, assembly: Assembly, values: Tensor) -> None:
         start = 0
         for entry, offset, count in stored_ranges(assembly, self.component.tensors):
             if entry.file not in self._files:
-                self._files[entry.file] = _opened(entry.file)
+                self._files[entry.file] = _opened(entry.file, self._open_file)
             _read(self._files[entry.file], entry, offset, values[start : start + count], self._buffer)
             start += count
 
@@ -138,9 +154,9 @@ def stored_ranges(assembly: Assembly, tensors: Mapping[str, TensorEntry]) -> Ite
         yield entry, part.first * row, part.count * row
 
 
-def _opened(path: Path) -> FileIO:
+def _opened(path: Path, open_file: Callable[[Path], FileIO]) -> FileIO:
     try:
-        return FileIO(path, "rb")
+        return open_file(path)
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from error
 

@@ -121,9 +121,28 @@ class _Parts:
     text_encoder: Path | None
 
 
+def find_source(model: str | Path) -> Path:
+    """The folder or file that a user names as `open_checkpoint` understands it, fetched where it is on the hub.
+
+    Raises RequestError where there is no such thing.
+    """
+    if isinstance(model, str):
+        published = _published_as(model)
+        if published is not None:
+            return hub.fetch(published.hub_id)[0]
+        if model in catalog.BUNDLED:
+            return BUNDLED_MODELS / model
+    path = expanded(model)
+    if path.exists():
+        return path
+    if _is_hub_id(model):
+        return hub.fetch(str(model))[0]
+    raise _unknown(model)
+
+
 def _open(model: str | Path, parts: _Parts) -> Checkpoint:
     if isinstance(model, str):
-        published = next((entry for entry in catalog.PUBLISHED if model in (entry.name, entry.hub_id)), None)
+        published = _published_as(model)
         if published is not None:
             return _from_hub(model, published.hub_id, published, parts)
         if model in catalog.BUNDLED:
@@ -133,10 +152,22 @@ def _open(model: str | Path, parts: _Parts) -> Checkpoint:
         return _open_pipeline(path, str(model), None, parts)
     if path.exists():
         return _open_transformer(path, str(model), parts)
-    if isinstance(model, str) and HUB_ID.fullmatch(model) and path.suffix not in FILE_SUFFIXES:
-        return _from_hub(model, model, None, parts)
+    if _is_hub_id(model):
+        return _from_hub(str(model), str(model), None, parts)
+    raise _unknown(model)
+
+
+def _published_as(model: str) -> PublishedModel | None:
+    return next((entry for entry in catalog.PUBLISHED if model in (entry.name, entry.hub_id)), None)
+
+
+def _is_hub_id(model: str | Path) -> bool:
+    return isinstance(model, str) and HUB_ID.fullmatch(model) is not None and Path(model).suffix not in FILE_SUFFIXES
+
+
+def _unknown(model: str | Path) -> RequestError:
     known = ", ".join((*catalog.BUNDLED, *(entry.name for entry in catalog.PUBLISHED)))
-    raise RequestError(f"{str(model)!r} is neither a file, nor a folder, nor a hub id, nor one of {known}.")
+    return RequestError(f"{str(model)!r} is neither a file, nor a folder, nor a hub id, nor one of {known}.")
 
 
 def _from_hub(source: str, hub_id: str, published: PublishedModel | None, parts: _Parts) -> Checkpoint:

@@ -51,7 +51,7 @@ def find_codes(
     return {
         name: _codes(source, name, stored, described.get(prefix + name.removesuffix(".weight")))
         for name, entry in stored.items()
-        if entry.dtype in CODE_DTYPES
+        if entry.dtype in CODE_DTYPES and name != MARKER
     }
 
 

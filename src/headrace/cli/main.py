@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "Say what a model needs and how it fits into memory, before anything is loaded.",
     "models": "List the models Headrace knows, with sizes and licences.",
     "inspect": "Say what a model file or folder holds.",
+    "convert": "Write a model in another precision or layout.",
     "train": "Train a model from scratch.",
     "doctor": "Compare this machine's results with reference results.",
 }
