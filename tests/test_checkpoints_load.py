@@ -137,7 +137,12 @@ def test_the_digest_is_of_the_weights_and_not_of_their_place(tmp_path: Path) -> 
     assert digest(open_checkpoint(other)) != first
     assert digest(open_checkpoint(tmp_path / "b", variant="base")) != first
     write_json(tmp_path / "b" / "tokenizer" / "tokenizer.json", {"changed": True})
-    assert digest(open_checkpoint(tmp_path / "b")) != first
+    changed = digest(open_checkpoint(tmp_path / "b"))
+    assert changed != first
+    write_json(tmp_path / "b" / "tokenizer" / "tokenizer_config.json", {"pad_token": "<pad>"})
+    padded = digest(open_checkpoint(tmp_path / "b"))
+    write_json(tmp_path / "b" / "tokenizer" / "tokenizer_config.json", {"pad_token": "<other>"})
+    assert len({changed, padded, digest(open_checkpoint(tmp_path / "b"))}) == 3
 
 
 def test_the_digest_of_a_large_file_takes_samples(large: dict[torch.dtype, Path]) -> None:

@@ -18,7 +18,8 @@ _known: dict[tuple[Path, int, int], bytes] = {}
 
 
 def digest(checkpoint: Checkpoint) -> str:
-    """ "sha256:" and the hash of everything on disk that shapes a picture: weights, tokenizer, configurations.
+    """ "sha256:" and the hash of everything on disk that shapes a picture: weights, configurations, and the tokenizer
+    with its own configuration, which names the pad token.
 
     A file up to 64 MiB counts with its whole content. A larger one counts with its size, its first MiB (where the
     header is) and 64 evenly spaced samples of 1 MiB, so that the largest model takes a second: another fine-tune
@@ -37,6 +38,9 @@ def digest(checkpoint: Checkpoint) -> str:
         for file in part.files:
             total.update(file_digest(file))
     total.update(file_digest(checkpoint.tokenizer_file))
+    tokenizer_config = checkpoint.tokenizer_file.with_name("tokenizer_config.json")
+    if tokenizer_config.is_file():
+        total.update(file_digest(tokenizer_config))
     return f"sha256:{total.hexdigest()}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from headrace.catalog import TextSettings
+from headrace.checkpoints.weights import read_json
 from headrace.errors import RequestError
 from headrace.text.templates import TEMPLATES
 
@@ -68,7 +68,8 @@ def load_tokenizer(file: Path, settings: TextSettings) -> PromptTokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     name = _pad_token(file.with_name("tokenizer_config.json")) or TEMPLATES[settings.template].pad_token
-    pad_id = tokenizer.token_to_id(name)
+    # Half of a surrogate pair is text to JSON, but not to the tokenizer.
+    pad_id = None if any("\ud800" <= character <= "\udfff" for character in name) else tokenizer.token_to_id(name)
     if pad_id is None:
         raise RequestError(f"The tokenizer {file} does not know its own pad token {name!r}; it is not the model's.")
     return PromptTokenizer(tokenizer, settings, pad_id)
@@ -78,8 +79,8 @@ def _pad_token(config_file: Path) -> str | None:
     """The pad token's text; transformers writes it plain or as a record with its content."""
     if not config_file.is_file():
         return None
-    try:
-        token = json.loads(config_file.read_text(encoding="utf-8")).get("pad_token")
-    except (ValueError, AttributeError) as error:
-        raise RequestError(f"{config_file} is not a JSON object ({error}).") from error
-    return token.get("content") if isinstance(token, dict) else token
+    token = read_json(config_file).get("pad_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    if token is not None and not isinstance(text, str):
+        raise RequestError(f"{config_file} sets a pad_token that is neither a text nor a record with one as content.")
+    return text
