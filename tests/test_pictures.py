@@ -181,6 +181,8 @@ def test_random_damage_never_raises_anything_else(tmp_path: Path, seed: int) -> 
         ("folder.png", "is a folder"),
         ("none/a.png", "does not exist"),
         ("pipe.png", "not a regular file"),
+        ("x" * 300 + ".png", "file name too long"),
+        ("a\0.png", "null byte"),
     ],
 )
 def test_outputs_that_cannot_be(tmp_path: Path, name: str, sentence: str) -> None:

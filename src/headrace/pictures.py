@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import secrets
+import stat
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -133,13 +134,20 @@ def picture_format(path: str | os.PathLike[str]) -> str:
 def check_output(path: str | os.PathLike[str]) -> Path:
     """The path, after checking that a picture can be written there, so that nothing is computed in vain.
 
-    Raises RequestError for an unknown ending, a folder, a missing parent folder or one that may not be written to.
+    Raises RequestError for an unknown ending, a folder, a missing parent folder or one that may not be written to, and
+    for a name that the system does not take.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"The output {path} cannot be written ({reason(error)}).") from error
+    if mode is not None and stat.S_ISDIR(mode):
         raise RequestError(f"The output {path} is a folder; name a file in it, such as {path / 'picture.png'}.")
     picture_format(path)
-    if path.exists() and not path.is_file():
+    if mode is not None and not stat.S_ISREG(mode):
         raise RequestError(f"The output {path} is not a regular file; choose another name.")
     if not path.parent.is_dir():
         raise RequestError(f"The folder {path.parent} of the output {path.name} does not exist; make it first.")
