@@ -101,6 +101,17 @@ def test_other_tools_read_it(tmp_path: Path, ending: str, prompt: str) -> None:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
+def test_other_tools_read_a_model_with_an_awkward_name(tmp_path: Path, ending: str) -> None:
+    recipe = replace(RECIPE, model='my, model: x\nSteps: 9, "Model": y')
+    found = ParserManager().parse(save(tmp_path, ending, recipe))
+    assert found is not None
+    (sampler,) = found.samplers
+    assert (sampler.model.name, sampler.model.hash) == ('my model x Steps 9 "Model" y', "0123456789")
+    assert str(sampler.parameters["steps"]) == "4"
+    assert read_recipe(tmp_path / f"a.{ending}").model == recipe.model
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_the_file_says_that_a_model_made_it(tmp_path: Path, ending: str) -> None:
     with Image.open(save(tmp_path, ending, RECIPE)) as image:
         packet = image.info["xmp"]

@@ -115,14 +115,11 @@ def parameters_text(recipe: Recipe) -> str:
         "Seed": recipe.seed,
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": recipe.model_hash.removeprefix("sha256:")[:10],
-        "Model": recipe.model,
+        # Not quoted, as the web UI would: sd-parsers splits within the quotes.
+        "Model": re.sub(r"[\s,:]+", " ", recipe.model).strip(),
         "Version": f"headrace {recipe.version}",
     }
-    return prompt + "\n" + ", ".join(f"{name}: {_quoted(str(value))}" for name, value in values.items())
-
-
-def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
+    return prompt + "\n" + ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def _to_json(values: dict[str, Any]) -> str:
