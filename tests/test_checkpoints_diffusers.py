@@ -64,13 +64,17 @@ def test_every_tensor_of_a_saved_pipeline(tmp_path: Path, kind: Kind, seed: int,
     assert all(network.missing == () == network.unused for network in seen.networks)
 
 
-@pytest.mark.parametrize("mlp_ratio", [3.0, 2.5, 1.3])
-def test_a_transformer_of_any_shape_goes_there_and_back(tmp_path: Path, mlp_ratio: float) -> None:
+@pytest.mark.parametrize(
+    ("mlp_ratio", "depths"), [(3.0, (2, 1)), (2.5, (2, 1)), (1.3, (2, 1)), (3.0, (0, 1)), (3.0, (1, 0)), (3.0, (0, 0))]
+)
+def test_a_transformer_of_any_shape_goes_there_and_back(
+    tmp_path: Path, mlp_ratio: float, depths: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
     theirs = Flux2Transformer2DModel(
         in_channels=8,
-        num_layers=2,
-        num_single_layers=1,
+        num_layers=depths[0],
+        num_single_layers=depths[1],
         attention_head_dim=24,
         num_attention_heads=3,
         joint_attention_dim=20,

@@ -123,6 +123,12 @@ def test_several_networks_in_one_file(tmp_path: Path) -> None:
     assert all(network.missing == () == network.unused for network in seen.networks)
 
 
+@pytest.mark.parametrize("name", ["", "none", "x" * 300, "a\0b"])
+def test_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(RequestError):
+        inspect(name)
+
+
 def test_other_files(tmp_path: Path) -> None:
     lora = {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": torch.zeros(2, 2)}
     assert inspect(write_tensors(tmp_path / "lora.safetensors", lora)).kind == "LoRA"

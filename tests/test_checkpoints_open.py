@@ -27,7 +27,7 @@ from checkpoint_files import (
     write_text_encoder,
 )
 from headrace.catalog import MISTRAL, QWEN
-from headrace.checkpoints import load_autoencoder, load_language_model, load_transformer, open_checkpoint
+from headrace.checkpoints import inspect, load_autoencoder, load_language_model, load_transformer, open_checkpoint
 from headrace.checkpoints.shapes import autoencoder_shapes, transformer_shapes
 from headrace.errors import RequestError
 from headrace.nn.config import TransformerConfig
@@ -107,6 +107,7 @@ def assert_same(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         ("Flux2KleinPipeline", {"is_distilled": False}, None, "klein-base"),
         ("Flux2KleinPipeline", {"is_distilled": True}, "kv", "klein-kv"),
         ("Flux2KleinPipeline", {}, "base", "klein-base"),
+        ("Flux2KleinPipeline", {"is_distilled": None}, "base", "klein-base"),
         ("Flux2KleinKVPipeline", {"is_distilled": True}, None, "klein-kv"),
         ("Flux2KleinKVPipeline", {}, None, "klein-kv"),
     ],
@@ -121,6 +122,7 @@ def test_the_variant_comes_from_the_index(
 
 def test_the_variant_is_asked_for_where_nothing_tells(tmp_path: Path, single: dict[str, Path]) -> None:
     assert "--variant" in refusal(write_pipeline(tmp_path / "untold"))
+    assert "--variant" in refusal(write_pipeline(tmp_path / "null", is_distilled=None))
     assert "--variant (base, distilled or kv)" in refusal(**single)
     assert "no variants" in refusal(write_pipeline(tmp_path / "dev", "Flux2Pipeline"), variant="base")
     assert "not known" in refusal(tmp_path, variant="turbo")
@@ -276,24 +278,32 @@ def test_settings_beside_the_index(pipeline: Path) -> None:
         ("text_length", "64"),
         ("text_layers", []),
         ("text_layers", [1, -1, 2]),
-        ("text_layers", [1, 2, 99]),
         ("steps", 0),
         ("steps", 2.5),
         ("guidance", "high"),
+        ("guidance", 1e6),
         ("default_size", [256]),
         ("default_size", [256, 10**6]),
+        ("default_size", [1000, 1000]),
+        ("default_size", [4096, 2048]),
         ("name", 7),
     ],
 )
 def test_settings_that_cannot_be(pipeline: Path, setting: str, value: object) -> None:
     write_json(pipeline / "headrace.json", {setting: value})
-    refusal(pipeline)
+    assert f"{pipeline / 'headrace.json'} sets {setting} to " in refusal(pipeline)
+
+
+def test_a_text_layer_that_is_not_there(pipeline: Path) -> None:
+    write_json(pipeline / "headrace.json", {"text_layers": [1, 2, 99]})
+    assert "hidden states after layer 99" in refusal(pipeline)
 
 
 def test_no_such_model() -> None:
     sentence = refusal("no-such-model")
     assert "klein-4b" in sentence
     assert "sprite" in sentence
+    assert "empty" in refusal("")
     refusal("a/b/c")
     refusal("../nowhere")
     refusal("models/not-downloaded.safetensors")
@@ -307,6 +317,7 @@ def test_no_such_model() -> None:
 def test_no_such_part(pipeline: Path) -> None:
     for option in ("autoencoder", "text_encoder"):
         refusal(pipeline, **{option: "nowhere"})
+        assert "empty" in refusal(pipeline, **{option: ""})
         refusal(pipeline, **{option: "x" * 5000})
         refusal(pipeline, **{option: "~no-such-user"})
 
@@ -439,6 +450,66 @@ def test_shards_that_are_not_there(pipeline: Path) -> None:
 def test_configurations_that_cannot_be(pipeline: Path, file: str, change: dict[str, Any], sentence: str) -> None:
     rewritten(pipeline / file / "config.json", lambda config: config.update(change))
     assert sentence in refusal(pipeline)
+
+
+SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "use_dynamic_shifting": True,
+    "time_shift_type": "exponential",
+    "shift_terminal": None,
+    "use_karras_sigmas": False,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"_class_name": "FlowMatchHeunDiscreteScheduler"},
+        {"use_dynamic_shifting": False},
+        {"use_dynamic_shifting": None},
+        {"time_shift_type": "linear"},
+        {"num_train_timesteps": 500},
+        {"shift_terminal": 0.02},
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"use_beta_sigmas": True},
+        {"use_flow_sigmas": True},
+        {"invert_sigmas": True},
+        {"stochastic_sampling": True},
+    ],
+)
+def test_schedulers_that_would_make_other_pictures(pipeline: Path, change: dict[str, Any]) -> None:
+    file = pipeline / "scheduler" / "scheduler_config.json"
+    write_json(file, SCHEDULER)
+    open_checkpoint(pipeline)
+    write_json(file, SCHEDULER | change)
+    ((name, _),) = change.items()
+    assert f"{file} sets {name} to " in refusal(pipeline)
+    assert any(name in problem for problem in inspect(pipeline).problems)
+
+
+def test_a_scheduler_of_another_class_in_the_index(tmp_path: Path) -> None:
+    heun = ["diffusers", "FlowMatchHeunDiscreteScheduler"]
+    assert "sets scheduler to" in refusal(write_pipeline(tmp_path, **DISTILLED, scheduler=heun))
+
+
+def test_what_a_scheduler_leaves_out(pipeline: Path) -> None:
+    file = pipeline / "scheduler" / "scheduler_config.json"
+    write_json(file, {"use_dynamic_shifting": True, "shift": 3.0, "max_shift": 1.15})
+    open_checkpoint(pipeline)
+    write_json(file, {})
+    assert "does not say use_dynamic_shifting" in refusal(pipeline)
+    file.write_text("[" * 10**5)
+    assert "not valid JSON" in refusal(pipeline)
+
+
+@pytest.mark.parametrize("depths", [(0, 2), (2, 0)])
+def test_transformers_with_blocks_of_one_kind(single: dict[str, Path], depths: tuple[int, int]) -> None:
+    config = replace(TRANSFORMER, depth=depths[0], depth_single_blocks=depths[1])
+    write_tensors(single["model"], transformer_tensors(config=config))
+    checkpoint = open_checkpoint(**single, variant="base")
+    assert checkpoint.transformer_config == config
+    load_transformer(checkpoint, torch.float32, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
 
 MAX_WIDTH = 2**20
+MAX_NUMBER = 1e15
 MAX_BLOCKS = 1024
 ROTARY_AXES = 4
 # What transformers assumes where a configuration leaves a number out.
@@ -33,18 +34,18 @@ class Fields:
     source: Path
     values: Mapping[str, Any]
 
-    def whole(self, name: str, default: int | None = None, *, at_most: int = MAX_WIDTH) -> int:
+    def whole(self, name: str, default: int | None = None, *, at_least: int = 1, at_most: int = MAX_WIDTH) -> int:
         value = self._given(name, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if type(value) is not int or not 1 <= value <= at_most:
-            raise self._wrong(name, value, f"a whole number from 1 to {at_most}")
+        if type(value) is not int or not at_least <= value <= at_most:
+            raise self._wrong(name, value, f"a whole number from {at_least} to {at_most}")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
+    def number(self, name: str, default: float | None = None, *, at_most: float = MAX_NUMBER) -> float:
         value = self._given(name, default)
-        if type(value) not in (int, float) or not 0 < value < 1e15:
-            raise self._wrong(name, value, "a number above 0")
+        if type(value) not in (int, float) or not 0 < value <= at_most:
+            raise self._wrong(name, value, f"a number above 0 and up to {at_most:g}")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -114,8 +115,8 @@ def read_transformer_config(path: Path) -> TransformerConfig:
         context_in_dim=fields.whole("joint_attention_dim", 15360),
         hidden_size=heads * head_dim,
         num_heads=heads,
-        depth=fields.whole("num_layers", 8, at_most=MAX_BLOCKS),
-        depth_single_blocks=fields.whole("num_single_layers", 48, at_most=MAX_BLOCKS),
+        depth=fields.whole("num_layers", 8, at_least=0, at_most=MAX_BLOCKS),
+        depth_single_blocks=fields.whole("num_single_layers", 48, at_least=0, at_most=MAX_BLOCKS),
         axes_dim=axes,
         theta=fields.whole("rope_theta", 2000),
         mlp_ratio=fields.number("mlp_ratio", 3.0),
@@ -131,8 +132,13 @@ def infer_transformer_config(source: Path, shapes: Mapping[str, Shape]) -> Trans
     """
     hidden, in_channels = _matrix(source, shapes, "img_in.weight")
     _, context = _matrix(source, shapes, "txt_in.weight")
-    head_dim = _vector(source, shapes, "double_blocks.0.img_attn.norm.query_norm.scale")
-    _, mlp_size = _matrix(source, shapes, "double_blocks.0.img_mlp.2.weight")
+    depth, depth_single = count_numbered(shapes, "double_blocks."), count_numbered(shapes, "single_blocks.")
+    if depth == 0 and depth_single > 0:
+        head_dim = _vector(source, shapes, "single_blocks.0.norm.query_norm.scale")
+        mlp_size = _matrix(source, shapes, "single_blocks.0.linear2.weight")[1] - hidden
+    else:
+        head_dim = _vector(source, shapes, "double_blocks.0.img_attn.norm.query_norm.scale")
+        _, mlp_size = _matrix(source, shapes, "double_blocks.0.img_mlp.2.weight")
     if head_dim % (2 * ROTARY_AXES) or hidden % head_dim:
         raise RequestError(
             f"{source} has heads of {head_dim} in a width of {hidden}, which cannot be FLUX.2's rotary attention."
@@ -142,8 +148,8 @@ def infer_transformer_config(source: Path, shapes: Mapping[str, Shape]) -> Trans
         context_in_dim=context,
         hidden_size=hidden,
         num_heads=hidden // head_dim,
-        depth=count_numbered(shapes, "double_blocks."),
-        depth_single_blocks=count_numbered(shapes, "single_blocks."),
+        depth=depth,
+        depth_single_blocks=depth_single,
         axes_dim=(head_dim // ROTARY_AXES,) * ROTARY_AXES,
         theta=2000,
         mlp_ratio=mlp_size / hidden,

@@ -14,6 +14,7 @@ NEEDED = (
     "headrace.json",
     "README.md",
     "LICENSE*",
+    "scheduler/*.json",
     "transformer/*.json",
     "transformer/*.safetensors",
     "vae/*.json",

@@ -25,6 +25,7 @@ from headrace.checkpoints.components import (
 from headrace.checkpoints.headers import Shape, TensorEntry
 from headrace.checkpoints.quantised import is_beside_weight
 from headrace.checkpoints.recognise import Found, recognise
+from headrace.checkpoints.scheduler import check_scheduler
 from headrace.checkpoints.shapes import STATISTICS
 from headrace.checkpoints.weights import Weights, expanded, read_weights
 from headrace.errors import RequestError
@@ -84,6 +85,13 @@ def inspect(path: str | Path) -> Inspection:
     Raises RequestError where there is nothing to read, or a file is damaged or a pickle.
     """
     place = expanded(path)
+    try:
+        return _inspect(place)
+    except OSError as error:
+        raise RequestError(f"{error.filename or place} cannot be read: {error.strerror or error}.") from error
+
+
+def _inspect(place: Path) -> Inspection:
     if (place / "model_index.json").is_file():
         return _inspect_pipeline(place)
     weights = read_weights(place)
@@ -125,6 +133,10 @@ def _inspect_pipeline(folder: Path) -> Inspection:
         size += inside.bytes
         if not inside.networks:
             problems.append(f"{folder / part} is not a network of FLUX.2.")
+    try:
+        check_scheduler(folder, index)
+    except RequestError as error:
+        problems.append(str(error))
     if not (folder / "tokenizer" / "tokenizer.json").is_file():
         problems.append(f"{folder / 'tokenizer' / 'tokenizer.json'} is missing.")
     about = {name: str(index.values[name]) for name in ("_class_name", "is_distilled") if name in index.values}

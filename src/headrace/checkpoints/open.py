@@ -22,6 +22,7 @@ from headrace.checkpoints.components import (
 )
 from headrace.checkpoints.headers import PICKLE_SUFFIXES
 from headrace.checkpoints.recognise import recognise
+from headrace.checkpoints.scheduler import check_scheduler
 from headrace.checkpoints.settings import Settings, read_settings
 from headrace.checkpoints.weights import expanded, read_weights
 from headrace.errors import RequestError
@@ -188,6 +189,7 @@ def _open_pipeline(folder: Path, source: str, published: PublishedModel | None, 
     kind = index.text("_class_name")
     if kind not in PIPELINES:
         raise RequestError(f"{folder} is saved from diffusers' {kind}, which is not a FLUX.2 pipeline.")
+    check_scheduler(folder, index)
     variant = _pipeline_variant(folder, kind, index, published, parts.variant)
     settings = read_settings(folder, _pipeline_name(folder, source, published), published)
     transformer = transformer_component(read_weights(folder / "transformer"))
@@ -238,7 +240,7 @@ def _pipeline_variant(
         return published.variant
     if kind == "Flux2KleinKVPipeline":
         return "klein-kv"
-    if "is_distilled" not in index.values:
+    if index.values.get("is_distilled") is None:
         raise RequestError(f"{index.source} does not say is_distilled: name the --variant (base, distilled or kv).")
     return "klein" if index.flag("is_distilled", False) else "klein-base"
 

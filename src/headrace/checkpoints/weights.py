@@ -28,7 +28,9 @@ class Weights:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ~ replaced. Raises RequestError where there is no such user."""
+    """The path with ~ replaced. Raises RequestError where there is no such user, or the text is empty."""
+    if path == "":  # which would otherwise be the current directory
+        raise RequestError("A model or one of its parts was named by an empty text; name a file or folder.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
