@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 
-from checkpoint_files import write_pipeline, write_tensors
+from checkpoint_files import write_json, write_pipeline, write_tensors
 
 COMMIT = "c" * 40
 OPEN = """
@@ -169,6 +169,7 @@ def test_a_download_fetches_what_is_needed_once(hub: Hub, tmp_path: Path) -> Non
     (repository / "README.md").write_text("---\nlicense: other\nlicense_name: my-licence\n---\n# A model\n")
     (repository / "flux-2-klein-4b.safetensors").write_bytes(b"the same transformer again")
     (repository / "text_encoder" / "pytorch_model.bin").write_bytes(b"a pickle")
+    write_json(repository / "scheduler" / "scheduler_config.json", {"use_dynamic_shifting": True})
     hub.repositories["someone/their-model"] = repository
     first = opened("someone/their-model", tmp_path / "home", endpoint(hub))
     assert first["name"] == "someone/their-model"
@@ -177,7 +178,7 @@ def test_a_download_fetches_what_is_needed_once(hub: Hub, tmp_path: Path) -> Non
     assert first["notes"] == [
         "someone/their-model is under the licence my-licence (see https://huggingface.co/someone/their-model)."
     ]
-    assert "transformer/diffusion_pytorch_model.safetensors" in hub.requested
+    assert {"transformer/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"} <= set(hub.requested)
     assert not {"flux-2-klein-4b.safetensors", "text_encoder/pytorch_model.bin"} & set(hub.requested)
     fetched = len(hub.requested)
     again = opened("someone/their-model", tmp_path / "home", endpoint(hub))
