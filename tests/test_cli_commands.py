@@ -127,6 +127,58 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert result.returncode == 1
 
 
+def in_shell(command: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Runs `headrace COMMAND` through a shell, which can close standard streams or send them elsewhere."""
+    return subprocess.run(
+        ["/bin/sh", "-c", f'"{sys.executable}" -m headrace {command}'],
+        cwd=folder,
+        env=command_environment(),
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("command", ["models", "models --json", "--help"])
+def test_a_standard_output_that_is_full(tmp_path: Path, command: str) -> None:
+    result = in_shell(f"{command} > /dev/full", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == b"headrace: Standard input or output cannot be read or written (no space left on device).\n"
+
+
+def test_a_standard_output_that_is_closed(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+    result = in_shell("models >&-", tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    picture = f'generate "a cat" --model "{tiny_model("klein")}" --size 32x32 --steps 1 -o'
+    result = in_shell(f"{picture} b.png >&-", tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert (tmp_path / "b.png").is_file()
+    result = in_shell(f"{picture} - >&-", tmp_path)
+    assert (result.returncode, result.stderr) == (2, b"headrace: Standard output is closed; name a file with -o.\n")
+
+
+@pytest.mark.parametrize("place", ["2>&-", "2>/dev/full"])
+def test_a_standard_error_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+    assert in_shell(f'generate "" {place}', tmp_path).returncode == 2
+
+
+def test_a_standard_input_that_is_closed(tmp_path: Path) -> None:
+    result = in_shell("generate - <&-", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(b"headrace: Standard input is closed; ")
+
+
+def test_control_c_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headrace.checkpoints.listed_models", interrupted)
+    monkeypatch.setattr(sys, "argv", ["headrace", "models"])
+    assert main() == 1
+    assert capsys.readouterr() == ("", "headrace: Stopped; nothing unfinished was written.\n")
+
+
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (12_345_678, "12.3 MB"), (999_600_000, "1 GB")]
 )

@@ -34,7 +34,7 @@ def inputs(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "long.txt").write_text("x" * 400_001)
+    (tmp_path / "long.txt").write_text("x" * 500_000)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,9 @@ def inputs(tmp_path: Path) -> None:
         (["a cat", "--ref", "bomb.png"], "bomb.png claims more than 64 million pixels"),
         (["a cat", "--ref", "folder"], "folder is a folder"),
         (["a cat", "--ref", "picture.png", "--ref", "text.png"], "text.png is not a picture"),
+        (["a cat", "--ref", "-"], "cannot come from standard input"),
         (["a cat", "-o", "folder"], "folder is a folder"),
+        (["a cat", "-o", "x" * 300 + ".png"], "file name too long"),
         (["a cat", "-o", "none/a.png"], "none of the output a.png does not exist"),
         (["a cat", "-o", "a.gif"], "must end in .png"),
         (["a cat", "-o", "a"], "must end in .png"),
@@ -91,6 +93,8 @@ def test_generate(headrace: Run, tmp_path: Path, arguments: list[str], sentence:
     ("arguments", "sentence"),
     [
         (["--model", "no-such-model"], "no-such-model"),
+        (["--model", ""], "empty text"),
+        (["--model", "x" * 300], "File name too long"),
         (["--model", "folder"], "folder"),
         (["--model", "text.png"], "text.png"),
     ],
@@ -107,6 +111,11 @@ def test_an_empty_standard_input(headrace: Run, tmp_path: Path) -> None:
     assert_refused(headrace("generate", "-", input=""), "prompt is empty", tmp_path)
 
 
+def test_a_standard_input_that_is_too_long(headrace: Run, tmp_path: Path) -> None:
+    assert_refused(headrace("generate", "-", input="x" * 1_000_000), "more than 100,000 characters", tmp_path)
+    assert_refused(headrace("generate", "-", input="x" * 100_001), "100,001 characters", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -115,6 +124,8 @@ def test_an_empty_standard_input(headrace: Run, tmp_path: Path) -> None:
         (["inspect"], "Missing argument"),
         (["inspect", "none.safetensors"], "none.safetensors"),
         (["inspect", "text.png"], "text.png"),
+        (["inspect", ""], "empty text"),
+        (["inspect", "x" * 300], "File name too long"),
         (["doctor"], "Missing option '--cases'"),
         (["models", "all"], "unexpected extra argument"),
     ],

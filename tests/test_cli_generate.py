@@ -200,8 +200,9 @@ def test_standard_input_to_standard_output(tiny_model: TinyModel, tmp_path: Path
     )
     with Image.open(io.BytesIO(result.stdout)) as image:
         assert image.size == (32, 32)
-        assert json.loads(image.info["headrace"])["prompt"] == "a cat from a pipe"
-    assert result.stderr == b""
+        recipe = json.loads(image.info["headrace"])
+    assert recipe["prompt"] == "a cat from a pipe"
+    assert result.stderr.decode() == f"seed {recipe['seed']}\n"
     assert files(tmp_path) == []
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from headrace.pipeline import Picture, Step
 
 STANDARD = Path("-")
-MAX_PROMPT_BYTES = 4 * MAX_PROMPT_CHARACTERS
+MAX_PROMPT_BYTES = 4 * MAX_PROMPT_CHARACTERS + 8  # with a byte-order mark before it and line ends behind
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp8", "int8")
 
@@ -129,6 +129,10 @@ def generate(
     seeds = range(first, check_seed(first + check_count(count) - 1) + 1)
     if output == STANDARD and (as_json or count > 1):
         raise RequestError("Standard output takes one picture and nothing else; name a file with -o.")
+    if output == STANDARD and sys.stdout is None:
+        raise RequestError("Standard output is closed; name a file with -o.")
+    if STANDARD in references:
+        raise RequestError("A reference cannot come from standard input; name a file with --ref.")
     targets = {seed: _target(output, seed, count) for seed in seeds}
     if output not in (None, STANDARD):
         check_prompt_fits(text, output)
@@ -172,7 +176,10 @@ def generate(
             target = _write(picture, targets[recipe.seed])
             writing += time.monotonic() - made
             images.append({"path": str(target), "seed": recipe.seed, "width": recipe.width, "height": recipe.height})
-            if target != STANDARD and not as_json:
+            if target == STANDARD:
+                if seed is None:
+                    click.echo(f"seed {recipe.seed}", err=True)
+            elif not as_json:
                 say(f"wrote {target} (seed {recipe.seed}, {recipe.width}x{recipe.height})")
     if as_json:
         timings = {"open": opened - started, "generate": time.monotonic() - opened - writing, "write": writing}
@@ -187,13 +194,24 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if prompt is not None and prompt != str(STANDARD):
         source, data = "the command line", os.fsencode(prompt)
     elif prompt_file is None or prompt_file == STANDARD:
-        source, data = "standard input", sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        source, data = "standard input", _standard_input()
     else:
         source, data = str(prompt_file), read_file(prompt_file, "prompt file", MAX_PROMPT_BYTES)
     try:
         return check_prompt(data.decode("utf-8-sig").strip("\r\n"))
     except UnicodeDecodeError as error:
         raise RequestError(f"The prompt from {source} is not UTF-8 text.") from error
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise RequestError("Standard input is closed; give the prompt itself, or a file with --prompt-file.")
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise RequestError(
+            f"The prompt from standard input has more than {MAX_PROMPT_CHARACTERS:,} characters, the most that is read."
+        )
+    return data
 
 
 def _target(output: Path | None, seed: int, count: int) -> Path:

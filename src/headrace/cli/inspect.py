@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,9 +18,9 @@ MAX_NAMES = 8
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), metavar="FILE|FOLDER")
+@click.argument("path", type=click.Path(), metavar="FILE|FOLDER")
 @click.option("--json", "as_json", is_flag=True, help="Print everything, every tensor included, as JSON instead.")
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: str, as_json: bool) -> None:
     """Say what a model file or folder holds: networks, shapes, precision, and what is missing or unused.
 
     Reads headers and configurations only, however large the files are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -10,7 +11,7 @@ import warnings
 import click
 
 from headrace import __version__
-from headrace.cli.terminal import printable
+from headrace.cli.terminal import is_terminal, printable
 from headrace.errors import HeadraceError, RequestError
 
 # One line each for `--help`, so that it need not import them.
@@ -40,6 +41,15 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """As click does, but for Ctrl-C: it would end the line of the terminal's ^C where there is no terminal too."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            if is_terminal(sys.stderr):
+                click.echo(err=True)
+            raise click.Abort from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -64,7 +74,8 @@ def main() -> int:
         warnings.filterwarnings("always", module=r"headrace\b")
     try:
         code = cli.main(prog_name="headrace", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "headrace"
         return _end(2, f"{error.format_message().rstrip('.')} (see {command} --help).")
@@ -77,15 +88,25 @@ def main() -> int:
     except (click.Abort, KeyboardInterrupt):
         return _end(1, "Stopped; nothing unfinished was written.")
     except BrokenPipeError:
-        # Whoever read standard output has gone; without this, Python complains when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read standard output has gone.
+        _give_up_output()
         return 1
     except Exception as error:
         if os.environ.get(TRACEBACK_SWITCH):
             raise
+        if isinstance(error, OSError) and error.strerror:  # a file, or standard output, that the system refuses
+            _give_up_output()
+            place = error.filename or "Standard input or output"
+            return _end(1, f"{place} cannot be read or written ({error.strerror.lower()}).")
         detail = f"{type(error).__name__}: {error}".splitlines()[0]
         return _end(1, f"Something in Headrace went wrong ({detail}); {TRACEBACK_SWITCH}=1 shows where.")
     return code if isinstance(code, int) else 0
+
+
+def _give_up_output() -> None:
+    """Lets what is still buffered go nowhere; otherwise Python complains when it flushes at its end."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -93,5 +114,6 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _end(code: int, sentence: str) -> int:
-    click.echo(f"headrace: {printable(sentence)}", err=True)
+    with contextlib.suppress(OSError):  # the exit code still says it where standard error cannot be written
+        click.echo(f"headrace: {printable(sentence)}", err=True)
     return code

@@ -5,8 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 import click
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is a terminal; where it was closed, Python has None for it."""
+    return stream is not None and stream.isatty()
 
 
 def printable(text: str) -> str:
@@ -27,7 +33,7 @@ def readable_bytes(count: int) -> str:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output: folded to the width of a terminal, else aligned columns."""
     rows = [[printable(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         from rich.box import SIMPLE
         from rich.console import Console
         from rich.table import Table
@@ -51,7 +57,7 @@ def progress_bar(label: str, total: int) -> Iterator[tuple[Callable[[int], None]
 
     Gives two functions: one that advances the bar, and one that prints a line of results to standard output.
     """
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield lambda _: None, click.echo
         return
 
@@ -64,7 +70,7 @@ def progress_bar(label: str, total: int) -> Iterator[tuple[Callable[[int], None]
         task = progress.add_task(label, total=total)
 
         def say(line: str) -> None:
-            if sys.stdout.isatty():  # the same terminal: above the bar, not through it
+            if is_terminal(sys.stdout):  # the same terminal: above the bar, not through it
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
             else:
                 click.echo(line)
