@@ -28,6 +28,7 @@ from checkpoint_files import (
 )
 from headrace.catalog import MISTRAL, QWEN
 from headrace.checkpoints import inspect, load_autoencoder, load_language_model, load_transformer, open_checkpoint
+from headrace.checkpoints.open import find_source
 from headrace.checkpoints.shapes import autoencoder_shapes, transformer_shapes
 from headrace.errors import RequestError
 from headrace.nn.config import TransformerConfig
@@ -320,6 +321,12 @@ def test_no_such_part(pipeline: Path) -> None:
         assert "empty" in refusal(pipeline, **{option: ""})
         refusal(pipeline, **{option: "x" * 5000})
         refusal(pipeline, **{option: "~no-such-user"})
+
+
+@pytest.mark.parametrize("name", ["", "no-such-model", "x" * 300, "a\0b"])
+def test_no_such_source(name: str) -> None:
+    with pytest.raises(RequestError):
+        find_source(name)
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])

@@ -134,8 +134,11 @@ def find_source(model: str | Path) -> Path:
         if model in catalog.BUNDLED:
             return BUNDLED_MODELS / model
     path = expanded(model)
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from error
     if _is_hub_id(model):
         return hub.fetch(str(model))[0]
     raise _unknown(model)
