@@ -163,7 +163,10 @@ def test_the_transformer_allocates_what_is_foreseen(
     with torch.inference_mode(), Allocations() as allocations:
         network(img, torch.zeros(picture, 4), torch.tensor([0.5]), context, text_positions(text), **given)
     foreseen = transformer_activations(config, batch, text, picture + references, dtype.itemsize, cached)
-    assert allocations.peak == pytest.approx(foreseen, rel=0.01)
+    # Pictures of a batch may go through a block one by one.
+    assert allocations.peak <= 1.01 * foreseen
+    if batch == 1:
+        assert allocations.peak >= 0.99 * foreseen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -206,7 +209,7 @@ WORK = st.builds(
 )
 def test_a_plan_keeps_its_word(name: str, work: Work, precision: str, memory: int, host: int | None) -> None:
     def planned(memory: int) -> Plan:
-        return plan_work(MODELS[name], work, Budget(memory, 300_000_000, host), precision)
+        return plan_work(MODELS[name], [work], Budget(memory, 300_000_000, host), precision)
 
     plan = planned(memory)
     assert plan.fits == (plan.minimum_bytes <= memory) == (plan.peak_bytes <= memory)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from headrace.checkpoints import Checkpoint, load_autoencoder, load_language_model, load_transformer, open_checkpoint
-from headrace.device import bits_of, choose_device, choose_precision, choose_text_precision, dtype_of
+from headrace.checkpoints import Checkpoint, open_checkpoint
+from headrace.device import choose_device, choose_precision, choose_text_precision, dtype_of, multiplies_bf16
 from headrace.errors import Cancelled
 from headrace.flow.conventions import Convention, find_convention
 from headrace.flow.denoise import Conditioning, batch_caches, denoise, guided_velocity
@@ -29,9 +29,11 @@ from headrace.flow.latents import (
 )
 from headrace.flow.references import encode_picture, tensor_to_image
 from headrace.flow.schedule import schedule
-from headrace.nn.autoencoder import Autoencoder
-from headrace.nn.language_model import LanguageModel
-from headrace.nn.transformer import KeyValue, Transformer
+from headrace.memory.budget import check_fits, measured_budget
+from headrace.memory.networks import Networks
+from headrace.memory.plan import Plan, Work, describe_checkpoint, plan_work
+from headrace.memory.sizes import parse_bytes
+from headrace.nn.transformer import KeyValue
 from headrace.provenance.metadata import save_picture
 from headrace.recipe import Recipe
 from headrace.request import References, Request, batches, make_requests
@@ -83,7 +85,10 @@ class Options(TypedDict, total=False):
 
 
 class Pipeline:
-    """A model ready to make pictures. Its parts are loaded when first needed, and then kept."""
+    """A model ready to make pictures.
+
+    Its networks are loaded when first needed, and kept where all of them fit into memory.
+    """
 
     def __init__(
         self,
@@ -92,6 +97,7 @@ class Pipeline:
         device: str = "auto",
         reference_limit: int | None = None,
         text_precision: str | None = None,
+        memory: str | int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = choose_device(device)
@@ -100,29 +106,15 @@ class Pipeline:
             text_precision or precision, checkpoint.text_precision, self.precision, self.device
         )
         self.dtype = dtype_of(self.precision, self.device)
+        self.memory = None if memory is None else parse_bytes(memory)
         self.reference_limit = checkpoint.reference_limit if reference_limit is None else reference_limit
+        self._networks = Networks(checkpoint, self.precision, self.text_precision, self.device)
         self._reference_caches: dict[tuple[str, ...], list[KeyValue]] = {}
 
     @cached_property
     def tokenizer(self) -> PromptTokenizer:
         """Prompt to token ids."""
         return load_tokenizer(self.checkpoint.tokenizer_file, self.checkpoint.text)
-
-    @cached_property
-    def language_model(self) -> LanguageModel:
-        """Token ids to embeddings."""
-        dtype = dtype_of(self.text_precision, self.device)
-        return load_language_model(self.checkpoint, dtype, self.device, bits_of(self.text_precision))
-
-    @cached_property
-    def transformer(self) -> Transformer:
-        """Noise to latent."""
-        return load_transformer(self.checkpoint, self.dtype, self.device, bits_of(self.precision))
-
-    @cached_property
-    def autoencoder(self) -> Autoencoder:
-        """Latent to pixels, and references to latents."""
-        return load_autoencoder(self.checkpoint, self.dtype, self.device)
 
     @overload
     def generate(self, prompt: str, *, seed: int | None = None, **options: Unpack[Options]) -> Picture: ...
@@ -201,42 +193,77 @@ class Pipeline:
             guidance=options.get("guidance"),
         )
 
-        # 2. Every prompt and every reference, each on its own, to what the transformer reads.
-        contexts = self._encode_prompts(requests, convention)
-        references = self._encode_references(requests)
+        plan, groups = self._plan(requests)
+        with self._networks.within(plan):
+            # 2. Every prompt and every reference, each on its own, to what the transformer reads.
+            contexts = self._encode_prompts(requests, convention)
+            references = self._encode_references(requests)
 
-        for batch in batches(requests, self._token_size):
-            recipe = batch[0].recipe
-            rows, columns = recipe.height // self._token_size, recipe.width // self._token_size
+            for batch in groups:
+                recipe = batch[0].recipe
+                rows, columns = recipe.height // self._token_size, recipe.width // self._token_size
 
-            # 3. Noise, from a generator for each picture.
-            shape = (self.checkpoint.transformer_config.in_channels, rows, columns)
-            noise = torch.cat([draw_noise(r.recipe.seed, shape, convention, self._like) for r in batch])
+                # 3. Noise, from a generator for each picture.
+                shape = (self.checkpoint.transformer_config.in_channels, rows, columns)
+                noise = torch.cat([draw_noise(r.recipe.seed, shape, convention, self._like) for r in batch])
 
-            # 4. Step by step along the flow, from noise to latent.
-            latent = to_tokens(noise)
-            conditioning = self._conditioning(batch, contexts, references)
-            velocity = guided_velocity(self.transformer, conditioning, self.dtype)
-            decode = partial(self._decode, rows=rows, columns=columns, convention=convention)
-            for step in denoise(velocity, latent, schedule(rows * columns, recipe.steps), convention, self.dtype):
-                latent = step.latent
-                if on_step is not None and on_step(_public(step, batch, decode)) is False:
-                    raise Cancelled(f"Cancelled after step {step.index + 1} of {step.steps}; no picture was made.")
+                # 4. Step by step along the flow, from noise to latent.
+                latent = to_tokens(noise)
+                conditioning = self._conditioning(batch, contexts, references)
+                velocity = partial(self._velocity, conditioning)
+                decode = partial(self._decode, rows=rows, columns=columns, convention=convention)
+                for step in denoise(velocity, latent, schedule(rows * columns, recipe.steps), convention, self.dtype):
+                    latent = step.latent
+                    if on_step is not None and on_step(_public(step, batch, decode)) is False:
+                        raise Cancelled(f"Cancelled after step {step.index + 1} of {step.steps}; no picture was made.")
 
-            # 5. Latent to pixels.
-            for index, request in enumerate(batch):
-                yield request.position, Picture(decode(latent[index : index + 1]), request.recipe)
+                # 5. Latent to pixels.
+                for index, request in enumerate(batch):
+                    yield request.position, Picture(decode(latent[index : index + 1]), request.recipe)
+        if not plan.keeps_all:
+            self._reference_caches.clear()
+
+    def _plan(self, requests: list[Request]) -> tuple[Plan, list[list[Request]]]:
+        """How the call fits into memory, and its batches.
+
+        On a CPU, where a batch changes no bits, they are as small as they must be. Raises RequestError where the call
+        does not fit.
+        """
+        model = describe_checkpoint(self.checkpoint)
+        budget = measured_budget(self.memory, self.device, self._networks.held_bytes)
+        prompts = len({request.recipe.prompt for request in requests})
+        limit = len(requests)
+        while True:
+            groups = list(batches(requests, self._token_size, limit))
+            works = [
+                Work(
+                    group[0].recipe.width,
+                    group[0].recipe.height,
+                    tuple((record.width, record.height) for record in group[0].recipe.references),
+                    len(group),
+                    prompts,
+                    group[0].guided,
+                )
+                for group in groups
+            ]
+            plan = plan_work(model, works, budget, self.precision, self.text_precision, multiplies_bf16(self.device))
+            if plan.fits or limit == 1 or self.device.type != "cpu":
+                check_fits(plan)
+                return plan, groups
+            limit //= 2
 
     def _encode_prompts(self, requests: list[Request], convention: Convention) -> dict[str, Tensor]:
         """The embeddings of every prompt, and of the empty one for classifier-free guidance."""
         prompts = {request.recipe.prompt for request in requests}
         if requests[0].guided:
             prompts.add("")
-        settings = self.checkpoint.text
-        return {
-            prompt: encode_tokens(self.language_model, self.tokenizer(prompt), settings, convention).to(self.dtype)
-            for prompt in sorted(prompts)
-        }
+        lent = self._networks.language_model()
+        contexts = {}
+        for prompt in sorted(prompts):
+            tokens = self.tokenizer(prompt)
+            states = encode_tokens(lent.network, tokens, self.checkpoint.text, convention, self.device, lent.blocks())
+            contexts[prompt] = states.to(self.dtype)
+        return contexts
 
     def _encode_references(self, requests: list[Request]) -> dict[str, Tensor]:
         """The tokens of every reference, by the hash of its pixels."""
@@ -245,7 +272,7 @@ class Pipeline:
             for request in requests
             for record, image in zip(request.recipe.references, request.references, strict=True)
         }
-        return {key: encode_picture(image, self.autoencoder) for key, image in images.items()}
+        return {key: encode_picture(image, self._networks.autoencoder()) for key, image in images.items()}
 
     def _conditioning(
         self, batch: list[Request], contexts: dict[str, Tensor], references: dict[str, Tensor]
@@ -271,15 +298,24 @@ class Pipeline:
             joined = torch.cat([tokens[request.reference_key] for request in batch])
             return replace(conditioning, references=joined, reference_ids=ids)
         self._reference_caches = {
-            key: self._reference_caches.get(key) or self.transformer.reference_cache(tokens[key], ids) for key in tokens
+            key: self._reference_caches.get(key) or self._reference_cache(tokens[key], ids) for key in tokens
         }
         return replace(
             conditioning,
             reference_cache=batch_caches([self._reference_caches[request.reference_key] for request in batch]),
         )
 
+    def _reference_cache(self, tokens: Tensor, ids: Tensor) -> list[KeyValue]:
+        lent = self._networks.transformer()
+        return lent.network.reference_cache(tokens, ids, lent.blocks())
+
+    def _velocity(self, conditioning: Conditioning, latent: Tensor, sigma: float) -> Tensor:
+        # Asked for at every step, because a preview of the last one may have taken the transformer's place.
+        lent = self._networks.transformer()
+        return guided_velocity(lent.network, conditioning, self.dtype, lent.blocks)(latent, sigma)
+
     def _decode(self, tokens: Tensor, rows: int, columns: int, convention: Convention) -> Image.Image:
-        decoded = self.autoencoder.decode(from_tokens(tokens, rows, columns).to(self.dtype))
+        decoded = self._networks.autoencoder().decode(from_tokens(tokens, rows, columns).to(self.dtype))
         return tensor_to_image(decoded, convention.rounds_pixels)
 
     @property
@@ -311,14 +347,16 @@ def load(
     autoencoder: str | PathLike[str] | None = None,
     text_encoder: str | PathLike[str] | None = None,
     reference_limit: int | None = None,
+    memory: str | int | None = None,
 ) -> Pipeline:
     """A pipeline for a catalogue name, a folder, a file or a hub id; `headrace generate --help` explains the options.
 
     precision: "auto", "fp32", "bf16", "fp8" or "int8", and text_precision that of the text encoder, if another.
-    device: "auto", "cpu", "cuda" or "mps". variant: "base", "distilled" or "kv",
-    where nothing else tells. autoencoder, text_encoder: for a single transformer file, or in place of the model's own.
-    reference_limit: how many references a prompt may have. Opens the model, loads nothing yet; raises RequestError
-    where it cannot be used.
+    device: "auto", "cpu", "cuda" or "mps". variant: "base", "distilled" or "kv", where nothing else tells.
+    autoencoder, text_encoder: for a single transformer file, or in place of the model's own. reference_limit: how many
+    references a prompt may have. memory: what a run may take at most, as "6GB" or in bytes: on a CPU of the process's
+    resident set, on a GPU of its memory (default: what is free less a margin). Opens the model, loads nothing yet;
+    raises RequestError where it cannot be used.
     """
     checkpoint = open_checkpoint(
         fspath(model),
@@ -326,4 +364,4 @@ def load(
         autoencoder=None if autoencoder is None else Path(autoencoder),
         text_encoder=None if text_encoder is None else Path(text_encoder),
     )
-    return Pipeline(checkpoint, precision, device, reference_limit, text_precision)
+    return Pipeline(checkpoint, precision, device, reference_limit, text_precision, memory)

@@ -112,8 +112,11 @@ def make_requests(
     return requests
 
 
-def batches(requests: list[Request], token_size: int) -> Iterator[list[Request]]:
-    """Requests whose sequences have the same layout together, as many as one forward takes, in order of first use."""
+def batches(requests: list[Request], token_size: int, limit: int | None = None) -> Iterator[list[Request]]:
+    """Requests whose sequences have the same layout together, as many as one forward takes, in order of first use.
+
+    limit: at most so many, where a batch does not change its pictures' bits.
+    """
     groups: dict[tuple[tuple[int, int], ...], list[Request]] = {}
     for request in requests:
         recipe = request.recipe
@@ -121,7 +124,7 @@ def batches(requests: list[Request], token_size: int) -> Iterator[list[Request]]
         groups.setdefault(layout, []).append(request)
     for layout, group in groups.items():
         tokens = group[0].recipe.text_length + sum(width * height for width, height in layout) // token_size**2
-        most = max(1, MAX_BATCH_TOKENS // tokens)
+        most = min(max(1, MAX_BATCH_TOKENS // tokens), limit or len(group))
         for start in range(0, len(group), most):
             yield group[start : start + most]
 

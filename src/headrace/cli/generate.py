@@ -14,6 +14,7 @@ import click
 
 from headrace.cli.terminal import progress_bar
 from headrace.errors import RequestError
+from headrace.memory.sizes import parse_bytes
 from headrace.pictures import check_output, open_picture, read_file
 from headrace.provenance.metadata import check_prompt_fits, encode_with_recipe
 from headrace.recipe import (
@@ -83,6 +84,12 @@ _FILE = click.Path(path_type=Path)
 @click.option("--text-precision", type=click.Choice(PRECISIONS), help="The text encoder's. Default: as --precision.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What the run may take at most, as 6GB or 6GiB: of memory, or of the GPU's. Default: what is free less a "
+    "margin.",
+)
+@click.option(
     "--convention",
     type=click.Choice(["diffusers", "comfy", "bfl"]),
     default="diffusers",
@@ -109,6 +116,7 @@ def generate(
     precision: str,
     text_precision: str | None,
     device: str,
+    memory: str | None,
     convention: str,
     as_json: bool,
 ) -> None:
@@ -125,6 +133,7 @@ def generate(
         check_steps(steps)
     if guidance is not None:
         check_guidance(guidance)
+    budget = None if memory is None else parse_bytes(memory)
     first = check_seed(draw_seed() if seed is None else seed)
     seeds = range(first, check_seed(first + check_count(count) - 1) + 1)
     if output == STANDARD and (as_json or count > 1):
@@ -146,7 +155,7 @@ def generate(
     # What can be refused without computing has been; only now is torch imported.
     from headrace.pipeline import Pipeline
 
-    pipeline = Pipeline(checkpoint, precision, device, text_precision=text_precision)
+    pipeline = Pipeline(checkpoint, precision, device, text_precision=text_precision, memory=budget)
     for note in checkpoint.notes:
         click.echo(note, err=True)
     opened = time.monotonic()

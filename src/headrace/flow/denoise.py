@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from headrace.flow.conventions import Convention
-from headrace.nn.transformer import KeyValue, Transformer
+from headrace.nn.transformer import Block, KeyValue, Transformer
 
 Velocity = Callable[[Tensor, float], Tensor]
 
@@ -44,8 +44,15 @@ class Conditioning:
     reference_cache: Sequence[KeyValue] | None = None
 
 
-def guided_velocity(transformer: Transformer, conditioning: Conditioning, dtype: torch.dtype) -> Velocity:
+def guided_velocity(
+    transformer: Transformer,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+    blocks: Callable[[], Iterable[Block]] | None = None,
+) -> Velocity:
     """The velocity of a batch as a function of latent (B, N, C) and time, in float32.
+
+    blocks: gives the transformer's blocks for one forward, in order (default: its own).
 
     With an unconditional context both branches run in one batch and are combined as
     `unconditional + guidance * (conditional - unconditional)` (Ho and Salimans 2022).
@@ -70,6 +77,7 @@ def guided_velocity(transformer: Transformer, conditioning: Conditioning, dtype:
             references=references,
             reference_ids=conditioning.reference_ids,
             reference_cache=conditioning.reference_cache,
+            blocks=None if blocks is None else blocks(),
         )
         if branches == 1:
             return predicted.float()

@@ -83,7 +83,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Work:
-    """One batch: pictures of width x height pixels, each with references of these sizes. prompts: of the whole call."""
+    """One batch: pictures of width x height pixels, each with references of these sizes.
+
+    prompts: of the whole call. guided: with classifier-free guidance.
+    """
 
     width: int
     height: int
@@ -171,7 +174,7 @@ def plan(
         process=process,
         host=None if host_memory is None else parse_bytes(host_memory),
     )
-    return plan_work(known, work, budget, known.precision if precision == "auto" else precision)
+    return plan_work(known, [work], budget, known.precision if precision == "auto" else precision)
 
 
 def free_budget(process: int) -> int:
@@ -214,13 +217,13 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Model:
 
 def plan_work(
     model: Model,
-    work: Work,
+    works: Sequence[Work],
     budget: Budget,
     precision: str,
     text_precision: str | None = None,
     multiplies_bf16: bool = True,
 ) -> Plan:
-    """The plan of one batch. text_precision: of the language model, where it is not the transformer's.
+    """One plan for all batches of a call. text_precision: of the language model, where it is not the transformer's.
 
     multiplies_bf16: whether the device does; else what stands beside eight-bit layers is in fp32.
 
@@ -237,11 +240,14 @@ def plan_work(
     text = _sizes(model, "text_encoder", text_shapes, text_value_bytes, text_bits)
     autoencoder = _sizes(model, "autoencoder", autoencoder_shapes(model.autoencoder), value_bytes, None)
 
-    activations = denoising_bytes(model, work, value_bytes)
-    held = _context_bytes(model, work, value_bytes)
+    activations = max(denoising_bytes(model, work, value_bytes) for work in works)
+    held = max(_held_bytes(model, work, value_bytes) for work in works)
     reading = text_activations(model.language_model, model.text.length, len(model.text.layers), text_value_bytes)
-    encoding = max((encoder_activations(model.autoencoder, w, h, value_bytes) for w, h in work.references), default=0)
-    decoding = decoder_activations(model.autoencoder, work.width, work.height, value_bytes)
+    encoding = max(
+        (encoder_activations(model.autoencoder, *size, value_bytes) for work in works for size in work.references),
+        default=0,
+    )
+    decoding = max(decoder_activations(model.autoencoder, work.width, work.height, value_bytes) for work in works)
 
     process = budget.process + (LIBRARY_BYTES if budget.host is None else 0) + held
     everything = transformer.total + text.total + autoencoder.total
@@ -263,6 +269,7 @@ def plan_work(
         "text_encoder": _component(text.total, 0 if keeps_all else text.total - text.rest),
         "autoencoder": _component(autoencoder.total, 0),
     }
+    work = max(works, key=lambda work: step_operations(model, work))
     bound, seconds = _step_time(model, work, precision, streamed, budget.host)
     return Plan(
         model=model.name,
@@ -304,16 +311,18 @@ def residence_order(blocks: Sequence[int], doubles: int) -> tuple[int, ...]:
 
 
 def denoising_bytes(model: Model, work: Work, value_bytes: int) -> int:
-    """The transformer's intermediate results in one step, a reference cache included."""
+    """The transformer's intermediate results in one step, or while its reference cache is filled."""
     branches = work.batch * (2 if work.guided else 1)
     text, picture, references = _tokens(model, work)
-    if model.variant != "klein-kv" or not references:
+    if not _caches(model, work):
         return transformer_activations(model.transformer, branches, text, picture + references, value_bytes)
-    blocks = model.transformer.depth + model.transformer.depth_single_blocks
-    cache = 2 * references * model.transformer.hidden_size * value_bytes * blocks
     step = transformer_activations(model.transformer, branches, text, picture, value_bytes, references)
-    filling = transformer_activations(model.transformer, 1, 0, references, value_bytes)
-    return cache + max(step, filling)
+    return max(step, transformer_activations(model.transformer, 1, 0, references, value_bytes))
+
+
+def _caches(model: Model, work: Work) -> bool:
+    """Whether the references' keys and values are kept in every block instead of being computed in every step."""
+    return model.variant == "klein-kv" and bool(work.references)
 
 
 def _tokens(model: Model, work: Work) -> tuple[int, int, int]:
@@ -323,10 +332,17 @@ def _tokens(model: Model, work: Work) -> tuple[int, int, int]:
     return model.text.length, work.width * work.height // area, references
 
 
-def _context_bytes(model: Model, work: Work, value_bytes: int) -> int:
-    """The embeddings of all prompts, and those of a batch, which are joined for guidance."""
+def _held_bytes(model: Model, work: Work, value_bytes: int) -> int:
+    """What is computed once and kept to the end: the embeddings of all prompts, a batch's, and its reference caches."""
     copies = work.prompts + work.batch * (3 if work.guided else 1) + (1 if work.guided else 0)
-    return copies * model.text.length * model.transformer.context_in_dim * value_bytes
+    contexts = copies * model.text.length * model.transformer.context_in_dim * value_bytes
+    if not _caches(model, work):
+        return contexts
+    blocks = model.transformer.depth + model.transformer.depth_single_blocks
+    _, _, references = _tokens(model, work)
+    # Of every picture of a batch its own, and all of them joined.
+    caches = 1 if work.batch == 1 else 2 * work.batch
+    return contexts + caches * 2 * references * model.transformer.hidden_size * value_bytes * blocks
 
 
 def _sizes(
@@ -379,7 +395,7 @@ def _step_time(model: Model, work: Work, precision: str, streamed: int, host: in
 def step_operations(model: Model, work: Work) -> int:
     """Additions and multiplications in the matrix products of one step of a batch."""
     text, picture, references = _tokens(model, work)
-    cached = references if model.variant == "klein-kv" else 0
+    cached = references if _caches(model, work) else 0
     own = picture + references - cached
     config = model.transformer
     size, mlp = config.hidden_size, config.mlp_size

@@ -1,0 +1,185 @@
+"""The three networks of a checkpoint, in memory when a plan has them there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from headrace.checkpoints import (
+    Checkpoint,
+    build_network,
+    load_autoencoder,
+    load_language_model,
+    load_transformer,
+)
+from headrace.checkpoints.components import Component
+from headrace.checkpoints.load import StoredTensors, fill_module
+from headrace.device import bits_of, dtype_of
+from headrace.memory.files import FileState, PassingFile, check_unchanged, file_states
+from headrace.memory.plan import Plan
+from headrace.memory.process import return_freed_memory, trim
+from headrace.memory.stream import Stream
+from headrace.nn.autoencoder import Autoencoder
+from headrace.nn.language_model import LanguageModel
+from headrace.nn.transformer import Block, Transformer
+
+Network = TypeVar("Network", bound=nn.Module)
+Part = TypeVar("Part", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Lent(Generic[Network, Part]):
+    """A network for as long as no other is asked for. blocks: one pass of its blocks, to be given to its forward."""
+
+    network: Network
+    blocks: Callable[[], Iterable[Part]]
+    close: Callable[[], None]
+
+
+class Networks:
+    """Loads the networks of a checkpoint when they are asked for, and keeps or releases them as the plan says."""
+
+    def __init__(self, checkpoint: Checkpoint, precision: str, text_precision: str, device: torch.device) -> None:
+        self._checkpoint, self._device = checkpoint, device
+        self._dtype, self._bits = dtype_of(precision, device), bits_of(precision)
+        self._text_dtype, self._text_bits = dtype_of(text_precision, device), bits_of(text_precision)
+        components = checkpoint.transformer, checkpoint.autoencoder, checkpoint.language_model
+        self._states = file_states(file for component in components for file in component.files)
+        self._plan: Plan | None = None
+        self._held: dict[str, Lent[nn.Module, nn.Module]] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the weights kept from earlier calls."""
+        return sum(_bytes(lent.network) for lent in self._held.values())
+
+    @contextmanager
+    def within(self, plan: Plan) -> Iterator[None]:
+        """Follow the plan. Afterwards nothing is left in memory, unless the plan keeps everything.
+
+        Raises HeadraceError where a file is no longer what it was when the checkpoint was opened.
+        """
+        check_unchanged(self._states)
+        self._plan = plan
+        if not plan.keeps_all:
+            return_freed_memory()
+            self.release()
+        try:
+            yield
+        finally:
+            if not plan.keeps_all:
+                self.release()
+
+    def language_model(self) -> Lent[LanguageModel, nn.Module]:
+        """The text encoder."""
+        return cast("Lent[LanguageModel, nn.Module]", self._lend("text_encoder", self._language_model))
+
+    def transformer(self) -> Lent[Transformer, Block]:
+        """The transformer."""
+        return cast("Lent[Transformer, Block]", self._lend("transformer", self._transformer))
+
+    def autoencoder(self) -> Autoencoder:
+        """Encoder and decoder."""
+        return cast("Autoencoder", self._lend("autoencoder", self._autoencoder).network)
+
+    def release(self) -> None:
+        """Let go of every network, after the threads that read for them have ended."""
+        while self._held:
+            _, lent = self._held.popitem()
+            lent.close()
+            del lent
+        trim()
+
+    def _lend(self, name: str, load: Callable[[Plan], Lent[nn.Module, nn.Module]]) -> Lent[nn.Module, nn.Module]:
+        if self._plan is None:
+            raise RuntimeError("networks are lent only within a plan")
+        if name not in self._held:
+            if not self._plan.keeps_all:
+                self.release()
+            self._held[name] = load(self._plan)
+        return self._held[name]
+
+    def _language_model(self, plan: Plan) -> Lent[nn.Module, nn.Module]:
+        if plan.keeps_all:
+            whole = load_language_model(self._checkpoint, self._text_dtype, self._device, self._text_bits)
+            return Lent(whole, lambda: whole.layers, _nothing)
+        component = self._checkpoint.language_model
+        config, count = self._checkpoint.language_model_config, max(self._checkpoint.text.layers)
+
+        def build() -> LanguageModel:
+            norm = count == config.num_layers
+            make = lambda: LanguageModel(config, layers=count, norm=norm)  # noqa: E731
+            return build_network(make, component, self._text_dtype, self._text_bits)
+
+        network = build()
+        network.layers = nn.ModuleList()
+        network.register_module("embed_tokens", EmbeddingRows(component, self._text_dtype, self._device))
+        fill_module(network, component, self._device)
+        names = [f"layers.{index}" for index in range(count)]
+        stream = Stream(lambda: list(build().layers), names, (), component, self._device, _of(component, self._states))
+        return Lent(network, stream.blocks, stream.close)
+
+    def _transformer(self, plan: Plan) -> Lent[nn.Module, nn.Module]:
+        if plan.keeps_all:
+            whole = load_transformer(self._checkpoint, self._dtype, self._device, self._bits)
+            return Lent(whole, whole.blocks, _nothing)
+        component, config = self._checkpoint.transformer, self._checkpoint.transformer_config
+
+        def build() -> Transformer:
+            return build_network(lambda: Transformer(config), component, self._dtype, self._bits)
+
+        network = build()
+        network.double_blocks, network.single_blocks = nn.ModuleList(), nn.ModuleList()
+        fill_module(network, component, self._device)
+        names = [
+            *(f"double_blocks.{index}" for index in range(config.depth)),
+            *(f"single_blocks.{index}" for index in range(config.depth_single_blocks)),
+        ]
+        stream: Stream[nn.Module] = Stream(
+            lambda: list(build().blocks()),
+            names,
+            plan.resident_blocks,
+            component,
+            self._device,
+            _of(component, self._states),
+        )
+        return Lent(network, stream.blocks, stream.close)
+
+    def _autoencoder(self, plan: Plan) -> Lent[nn.Module, nn.Module]:
+        return Lent(load_autoencoder(self._checkpoint, self._dtype, self._device), tuple, _nothing)
+
+
+class EmbeddingRows(nn.Module):
+    """The rows of a token embedding, gathered from the file: a prompt needs a few hundred of them."""
+
+    def __init__(self, component: Component, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.component, self.dtype, self.device = component, dtype, device
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(B, L) -> (B, L, hidden_size)."""
+        rows: dict[int, Tensor] = {}
+        ids = token_ids.flatten().tolist()
+        with StoredTensors(self.component, PassingFile) as stored:
+            for token in sorted(set(ids)):
+                rows[token] = stored.decoded("embed_tokens.weight", token, 1)
+        gathered = torch.cat([rows[token] for token in ids]).view(*token_ids.shape, -1)
+        return gathered.to(self.device, self.dtype)
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in (*network.parameters(), *network.buffers()))
+
+
+def _of(component: Component, states: Mapping[Path, FileState]) -> dict[Path, FileState]:
+    return {file: states[file] for file in component.files}
+
+
+def _nothing() -> None:
+    """A network that is kept whole has nothing to close."""

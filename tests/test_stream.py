@@ -1,0 +1,260 @@
+"""Blocks read from disk as they are needed: the same values and pictures, few slots, clear errors, nothing left."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import headrace
+import headrace.pipeline
+from headrace.checkpoints import Checkpoint, build_network, load_transformer, open_checkpoint
+from headrace.checkpoints.load import StoredTensors
+from headrace.errors import Cancelled, HeadraceError
+from headrace.memory.files import file_states
+from headrace.memory.plan import SLOTS, plan_work
+from headrace.memory.stream import Stream
+from headrace.nn.transformer import Block, Transformer
+from headrace.quant.formats import Bits
+from reference_pipelines import save_pipeline
+
+DOUBLES, SINGLES = 2, 3
+BLOCKS = DOUBLES + SINGLES
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind)
+            sizes = {"depth": DOUBLES, "single_depth": SINGLES, "channels": (8, 8, 16, 16), "norm_groups": 4}
+            save_pipeline(made[kind], kind, max_shard_size="200KB", **sizes)  # type: ignore[arg-type]
+        return made[kind]
+
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_reader_is_left() -> Iterator[None]:
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name == "headrace-reader"]
+
+
+def stream_of(
+    checkpoint: Checkpoint,
+    resident: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.float32,
+    bits: Bits | None = None,
+    device: str = "cpu",
+) -> Stream[Block]:
+    def make() -> list[Block]:
+        network = build_network(lambda: Transformer(checkpoint.transformer_config), checkpoint.transformer, dtype, bits)
+        return list(network.blocks())
+
+    names = [f"double_blocks.{index}" for index in range(DOUBLES)]
+    names += [f"single_blocks.{index}" for index in range(SINGLES)]
+    states = file_states(checkpoint.transformer.files)
+    return Stream(make, names, resident, checkpoint.transformer, torch.device(device), states)
+
+
+@pytest.mark.parametrize("resident", [(), (0,), (0, 1, 3), (0, 1, 2, 3), tuple(range(BLOCKS))])
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "int8"), (torch.float32, "fp8")]
+)
+def test_every_pass_lends_what_loading_loads(
+    folders: Callable[[str], Path], resident: tuple[int, ...], dtype: torch.dtype, bits: Bits | None
+) -> None:
+    checkpoint = open_checkpoint(folders("klein"))
+    assert len(checkpoint.transformer.files) > 1
+    whole = [block.state_dict() for block in load_transformer(checkpoint, dtype, "cpu", bits).blocks()]
+    stream = stream_of(checkpoint, resident, dtype, bits)
+    for _ in range(3):
+        count = 0
+        for block, expected in zip(stream.blocks(), whole, strict=True):
+            assert not block.training
+            state = block.state_dict()
+            assert list(state) == list(expected)
+            assert all(torch.equal(state[name].float(), expected[name].float()) for name in expected)
+            count += 1
+        assert count == BLOCKS
+    stream.close()
+
+
+def test_blocks_pass_through_the_same_two_slots(folders: Callable[[str], Path]) -> None:
+    stream = stream_of(open_checkpoint(folders("klein")))
+    places = {next(block.parameters()).untyped_storage().data_ptr() for _ in range(3) for block in stream.blocks()}
+    assert len(places) == SLOTS
+    stream.close()
+
+
+def test_a_pass_left_half_way_does_not_disturb_the_next(folders: Callable[[str], Path]) -> None:
+    checkpoint = open_checkpoint(folders("klein"))
+    whole = [block.state_dict() for block in load_transformer(checkpoint, torch.float32, "cpu").blocks()]
+    stream = stream_of(checkpoint)
+    for stop in range(BLOCKS + 1):
+        for index, _ in enumerate(stream.blocks()):
+            if index == stop:
+                break
+        for block, expected in zip(stream.blocks(), whole, strict=True):
+            assert all(torch.equal(value, expected[name]) for name, value in block.state_dict().items())
+    stream.close()
+
+
+@pytest.fixture
+def copied(folders: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A model of the test's own, to be damaged."""
+    save_pipeline(
+        tmp_path / "model", "klein", channels=(8, 8, 16, 16), norm_groups=4, depth=DOUBLES, single_depth=SINGLES
+    )
+    return tmp_path / "model"
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def replace_by_another(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    other.replace(path)
+
+
+def write_to(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\0")
+
+
+@pytest.mark.parametrize("damage", [cut_off, replace_by_another, write_to, Path.unlink])
+def test_a_file_that_changes_is_a_clear_error(copied: Path, damage: Callable[[Path], None]) -> None:
+    checkpoint = open_checkpoint(copied)
+    stream = stream_of(checkpoint)
+    for _ in stream.blocks():
+        pass
+    damage(checkpoint.transformer.files[0])
+
+    def passes() -> None:
+        for _ in range(2):
+            for _ in stream.blocks():
+                pass
+
+    with pytest.raises(HeadraceError, match=r"safetensors (was changed|became shorter|cannot be read)"):
+        passes()
+    stream.close()
+
+
+def test_what_goes_wrong_in_the_reader_is_raised_where_its_blocks_are_used(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: StoredTensors, name: str, target: torch.Tensor) -> None:
+        raise OSError(5, "Input/output error")
+
+    stream = stream_of(open_checkpoint(folders("klein")))
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredTensors, "read", failing)
+        for _ in range(2):
+            with pytest.raises(HeadraceError, match=r"could not be read on: .*Input/output error"):
+                list(stream.blocks())
+    assert len(list(stream.blocks())) == BLOCKS
+    stream.close()
+
+
+@pytest.fixture
+def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, ...]], None]:
+    """`staged(resident)` makes every plan one that keeps only these blocks, as if the budget had no room for more."""
+
+    def stage(resident: tuple[int, ...]) -> None:
+        def planned(*arguments: Any) -> Any:
+            return replace(plan_work(*arguments), keeps_all=False, resident_blocks=resident)
+
+        monkeypatch.setattr(headrace.pipeline, "plan_work", planned)
+
+    return stage
+
+
+def pixels(picture: headrace.Picture) -> np.ndarray[Any, Any]:
+    return np.asarray(picture.image)
+
+
+@pytest.mark.parametrize("kind", ["dev", "klein", "klein-base", "klein-kv"])
+def test_streaming_changes_no_bit(
+    kind: str, folders: Callable[[str], Path], staged: Callable[[tuple[int, ...]], None]
+) -> None:
+    request: dict[str, Any] = {"count": 2, "seed": 3, "steps": 2, "size": "64x48"}
+    request["references"] = [
+        headrace.load(folders(kind), device="cpu").generate("a stone", size="32x32", steps=1).image
+    ]
+    whole = headrace.load(folders(kind), device="cpu").generate("a red apple", **request)
+    for resident in ((), (0, 3)):
+        staged(resident)
+        streamed = headrace.load(folders(kind), device="cpu", memory="20GB").generate("a red apple", **request)
+        assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(whole, streamed, strict=True))
+        assert [a.recipe for a in whole] == [b.recipe for b in streamed]
+
+
+def test_a_preview_may_take_the_transformers_place(
+    folders: Callable[[str], Path], staged: Callable[[tuple[int, ...]], None]
+) -> None:
+    whole = headrace.load(folders("klein"), device="cpu").generate("a red apple", seed=3, steps=3, size="48x48")
+    staged((0,))
+    previews = []
+    picture = headrace.load(folders("klein"), device="cpu").generate(
+        "a red apple", seed=3, steps=3, size="48x48", on_step=lambda step: previews.append(step.preview(0))
+    )
+    assert len(previews) == 3
+    assert np.array_equal(pixels(picture), pixels(whole))
+
+
+def test_after_cancelling_and_failing_the_pipeline_works_again(
+    folders: Callable[[str], Path], staged: Callable[[tuple[int, ...]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged(())
+    pipeline = headrace.load(folders("klein"), device="cpu")
+    request: dict[str, Any] = {"seed": 3, "steps": 2, "size": "48x48"}
+    first = pipeline.generate("a red apple", **request)
+    with pytest.raises(Cancelled):
+        pipeline.generate("a red apple", on_step=lambda step: False, **request)
+    assert pipeline._networks.held_bytes == 0
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(headrace.nn.transformer.SingleStreamBlock, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.generate("a red apple", **request)
+    assert pipeline._networks.held_bytes == 0
+    assert np.array_equal(pixels(pipeline.generate("a red apple", **request)), pixels(first))
+
+
+def test_a_model_that_was_replaced_between_two_calls_is_refused(
+    copied: Path, staged: Callable[[tuple[int, ...]], None]
+) -> None:
+    staged(())
+    pipeline = headrace.load(copied, device="cpu")
+    pipeline.generate("a red apple", steps=1, size="32x32")
+    replace_by_another(pipeline.checkpoint.transformer.files[0])
+    with pytest.raises(HeadraceError, match="load the model again"):
+        pipeline.generate("a red apple", steps=1, size="32x32")
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_lent_the_same_blocks(folders: Callable[[str], Path]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    checkpoint = open_checkpoint(folders("klein"))
+    whole = [block.state_dict() for block in load_transformer(checkpoint, torch.bfloat16, "cpu").blocks()]
+    stream = stream_of(checkpoint, (0,), torch.bfloat16, device="cuda")
+    for _ in range(5):
+        for block, expected in zip(stream.blocks(), whole, strict=True):
+            assert all(torch.equal(value.cpu(), expected[name]) for name, value in block.state_dict().items())
+    stream.close()
