@@ -24,7 +24,7 @@ HOUSE = [
     {"text", "flow", "device", "provenance", "memory"},
     {"request"},
     {"pipeline"},
-    {"doctor", "world"},
+    {"doctor", "world", "bench"},
     {"train"},
     {"cli"},
     {"__main__"},

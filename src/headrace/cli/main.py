@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "Say what a model file or folder holds.",
     "convert": "Write a model in another precision or layout.",
     "train": "Train a model from scratch.",
+    "bench": "Measure this machine, and what Headrace does on it.",
     "doctor": "Compare this machine's results with reference results.",
 }
 

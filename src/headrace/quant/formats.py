@@ -14,7 +14,7 @@ EIGHT_BITS: tuple[Bits, ...] = ("fp8", "int8")
 ROTATION_LIMIT = 256
 
 # The linear layers of the blocks: 95 to 97 % of the published transformers. Modulation, embedders and the final layer
-# are 2 to 5 % of the bytes and cost 2.5 to 6 dB, so they stay as they are (benchmarks/quality.md).
+# are 3 to 5 % and would cost 7 dB, so they stay as they are (benchmarks/quality.md).
 BLOCK_LINEAR = re.compile(r"(?P<layer>(?:double_blocks|single_blocks|layers)\.\d+\..+)\.weight")
 
 

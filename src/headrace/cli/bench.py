@@ -1,0 +1,59 @@
+"""`headrace bench`."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+
+import click
+
+from headrace.cli.terminal import print_table
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine, and what Headrace does on it."""
+
+
+@bench.command()
+@click.option("--model", default="sprite", show_default=True, metavar="NAME|FOLDER|FILE|HUB_ID")
+@click.option("--seeds", type=click.IntRange(1, 100), default=2, show_default=True, help="Of each of eight prompts.")
+@click.option("--size", metavar="WxH", help="Default: the model's.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print both tables as JSON instead.")
+def quality(model: str, seeds: int, size: str | None, device: str, as_json: bool) -> None:
+    """Compare pictures in fp8 and int8 with those in bf16, and which layers eight bits cost most in.
+
+    The first table has paired PSNR in dB and SSIM at the same prompts and seeds, and for scale fp32 against bf16 and
+    another seed. The second has the signal to noise of one velocity against float32, in dB, and the transformer's bytes
+    against bf16.
+    """
+    from headrace.bench.quality import compare_layers, compare_pictures
+    from headrace.checkpoints import open_checkpoint
+
+    checkpoint = open_checkpoint(model)
+    pictures = list(compare_pictures(checkpoint, seeds, size, device))
+    layers = list(compare_layers(checkpoint))
+    if as_json:
+        click.echo(
+            json.dumps({"pictures": [_finite(asdict(row)) for row in pictures], "layers": list(map(asdict, layers))})
+        )
+        return
+    print_table(
+        ("against bf16", "PSNR", "lowest", "SSIM", "lowest"),
+        [
+            (row.what, f"{row.psnr:.2f}", f"{row.lowest_psnr:.2f}", f"{row.ssim:.4f}", f"{row.lowest_ssim:.4f}")
+            for row in pictures
+        ],
+    )
+    click.echo()
+    print_table(
+        ("bits", "layers", "velocity dB", "bytes"),
+        [(row.bits, row.layers, f"{row.decibels:.1f}", f"{row.share:.1%}") for row in layers],
+    )
+
+
+def _finite(row: dict[str, str | float]) -> dict[str, str | float | None]:
+    # JSON has no number for the PSNR of equal pictures; null stands for it.
+    return {name: None if value == math.inf else value for name, value in row.items()}
