@@ -57,6 +57,8 @@ def test_importing_headrace_is_light() -> None:
         ["plan", "klein-4b", "--json"],
         ["inspect", "none.safetensors"],
         ["doctor", "--help"],
+        ["convert", "--help"],
+        ["bench", "quality", "--help"],
         ["train", "--help"],
         ["no-such-command"],
     ],
