@@ -61,10 +61,10 @@ PREVIEW_PROMPTS = (
 )
 
 SPRITE = Loop(
-    steps=1900,
+    steps=2200,
     batch=64,
     warm_up=50,
-    decay=800,
+    decay=1100,
     muon_rate=5e-3,
     adam_rate=2e-3,
     average_decay=0.996,
