@@ -109,6 +109,8 @@ def make_pipeline(
     )
     vae = AutoencoderKLFlux2(
         block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=layers_per_block,
         norm_num_groups=norm_groups,
         sample_size=64,

@@ -59,6 +59,16 @@ def test_a_tensor_of_the_wrong_shape_or_not_a_number_is_noticed(tmp_path: Path) 
     assert {result.tensor for result in run_cases(tmp_path) if not result.passed} == {"velocity", "final_image"}
 
 
+@pytest.mark.parametrize("missing", ["velocity_t", "ae_image"])
+def test_a_case_without_its_inputs_is_refused(missing: str, tmp_path: Path) -> None:
+    shutil.copytree(CASES / "text-to-image", tmp_path / "case")
+    tensors = load_file(tmp_path / "case" / "case.safetensors")
+    del tensors[missing]
+    save_file(tensors, tmp_path / "case" / "case.safetensors")
+    with pytest.raises(RequestError, match=missing):
+        list(run_cases(tmp_path))
+
+
 @pytest.mark.parametrize("content", [None, "{", '{"transformer": 3}'])
 def test_a_folder_without_usable_cases_is_refused(content: str | None, tmp_path: Path) -> None:
     if content is not None:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import headrace
+from headrace.flow.conventions import find_convention
+from headrace.flow.denoise import denoise
 from headrace.nn.transformer import Transformer
 from headrace.pipeline import Pipeline, Step
 from reference_pipelines import save_pipeline
@@ -221,6 +223,14 @@ def test_conventions_differ_where_they_say(folders: dict[str, Path]) -> None:
         ({"references": [picture(1, 8, 300)]}, "at least 16"),
         ({"references": [[picture(1)], [picture(2)]]}, "2 lists"),
         ({"references": ["nowhere.png"]}, "nowhere.png"),
+        ({"references": "nowhere.png"}, "nowhere.png"),
+        ({"prompt": [3]}, "not text"),
+        ({"size": 32}, "not a pair"),
+        ({"size": (32.0, 32)}, "width 32.0"),
+        ({"steps": 2.5}, "number of steps 2.5"),
+        ({"seed": True}, "seed True"),
+        ({"seed": 1.5}, "seed 1.5"),
+        ({"guidance": "2"}, "guidance '2'"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused_before_anything_is_loaded(
@@ -231,10 +241,47 @@ def test_a_request_that_cannot_be_is_refused_before_anything_is_loaded(
     assert not {"tokenizer", "language_model", "transformer", "autoencoder"} & set(vars(klein))
 
 
+def test_an_option_that_does_not_exist_is_refused(klein: Pipeline) -> None:
+    with pytest.raises(TypeError, match="guidence"):
+        klein.generate("a cat", guidence=3.0)  # type: ignore[call-overload]
+
+
+def test_references_of_one_colour_and_different_shape_are_different(folders: dict[str, Path]) -> None:
+    wide, tall = Image.new("RGB", (48, 16), "teal"), Image.new("RGB", (16, 48), "teal")
+    request: dict[str, Any] = {"size": (32, 32), "steps": 1, "seed": 1}
+    pipeline = headrace.load(folders["klein-kv"], device="cpu")
+    pipeline.generate("a cat", references=[wide], **request)
+    after = pipeline.generate("a cat", references=tall, **request)
+    fresh = headrace.load(folders["klein-kv"], device="cpu").generate("a cat", references=[tall], **request)
+    assert after.image.tobytes() == fresh.image.tobytes()
+    assert (
+        after.recipe.references[0].sha256
+        != pipeline.generate("a cat", references=wide, **request).recipe.references[0].sha256
+    )
+
+
+def test_sizes_fit_an_autoencoder_with_larger_tokens(tmp_path: Path) -> None:
+    save_pipeline(tmp_path, "klein", channels=(8, 8, 8, 8, 8), norm_groups=4)
+    pipeline = headrace.load(tmp_path, device="cpu")
+    with pytest.raises(headrace.RequestError, match="multiples of 32 pixels; the nearest that work are 64x96"):
+        pipeline.generate("a cat", size=(64, 80))
+    assert pipeline.generate("a cat", size=(64, 96), steps=1).image.size == (64, 96)
+
+
+def test_bfl_rounds_every_operation_on_the_state() -> None:
+    latent, slope = torch.randn(1, 4, 8), torch.randn(1, 4, 8)
+    convention, dtype = find_convention("bfl"), torch.bfloat16
+    (step,) = denoise(lambda state, time: slope, latent, [1.0, 0.7], convention, dtype)
+    expected = latent.to(dtype) + (0.7 - 1.0) * slope.to(dtype)
+    assert torch.equal(step.latent, expected.float())
+
+
 def test_the_limit_of_references_can_be_changed(folders: dict[str, Path]) -> None:
     pipeline = headrace.load(folders["klein"], device="cpu", reference_limit=1)
     with pytest.raises(headrace.RequestError, match="at most 1"):
         pipeline.generate("a cat", references=[picture(1), picture(2)])
+    with pytest.raises(headrace.RequestError, match="-1 references"):
+        headrace.load(folders["klein"], device="cpu", reference_limit=-1)
 
 
 def test_ten_references_of_different_sizes_are_used(klein: Pipeline) -> None:

@@ -54,8 +54,11 @@ class CaseResult:
 
 def run_cases(directory: Path) -> Iterator[CaseResult]:
     """Run every case below `directory` in float32 on the CPU. Raises RequestError for none, or a broken one."""
-    tensor_cases = sorted(path.parent for path in directory.rglob("case.safetensors"))
-    picture_cases = sorted(path.parent for path in directory.rglob("case.json"))
+    try:
+        tensor_cases = sorted(path.parent for path in directory.rglob("case.safetensors"))
+        picture_cases = sorted(path.parent for path in directory.rglob("case.json"))
+    except OSError as unreadable:
+        raise RequestError(f"{directory} cannot be read ({unreadable.strerror}).") from unreadable
     if not tensor_cases and not picture_cases:
         raise RequestError(f"{directory} holds no cases: neither case.safetensors nor case.json is in it or below it.")
     for folder in tensor_cases:
@@ -85,11 +88,10 @@ def draw_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 def _tensor_errors(folder: Path) -> Iterator[tuple[str, float]]:
     config, tensors = _read_case(folder)
     try:
-        transformer, autoencoder = _networks(config)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise RequestError(f"{folder / 'config.json'} does not describe a case ({error}).") from error
-    with torch.inference_mode():
-        computed = dict(_computed(config, tensors, transformer, autoencoder))
+        with torch.inference_mode():
+            computed = dict(_computed(config, tensors, *_networks(config)))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RequestError(f"{folder} does not hold a whole case ({error!r}).") from error
     for name, ours in computed.items():
         if name in tensors:
             yield name, _relative_error(ours, tensors[name])
@@ -145,7 +147,7 @@ def _computed(
     picture_ids, text_ids = picture_positions(rows, columns), text_positions(context.shape[1])
     yield "img_ids", picture_ids.expand(batch, -1, -1)
     yield "txt_ids", text_ids.expand(batch, -1, -1)
-    conditioning = Conditioning(context, text_ids, picture_ids, float(config.get("guidance") or 1.0))
+    conditioning = Conditioning(context, text_ids, picture_ids, float(config.get("guidance", 1.0)))
 
     latents = [autoencoder.encode(given[f"ref_image_{k}"]) for k in range(len(config.get("references", [])))]
     if latents:

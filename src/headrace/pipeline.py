@@ -35,7 +35,7 @@ from headrace.memory.plan import Plan, Work, describe_checkpoint, plan_work
 from headrace.memory.sizes import parse_bytes
 from headrace.nn.transformer import KeyValue
 from headrace.provenance.metadata import save_picture
-from headrace.recipe import Recipe
+from headrace.recipe import Recipe, check_reference_limit
 from headrace.request import References, Request, batches, make_requests
 from headrace.text.encode import encode_tokens
 from headrace.text.tokens import PromptTokenizer, load_tokenizer
@@ -107,7 +107,9 @@ class Pipeline:
         )
         self.dtype = dtype_of(self.precision, self.device)
         self.memory = None if memory is None else parse_bytes(memory)
-        self.reference_limit = checkpoint.reference_limit if reference_limit is None else reference_limit
+        self.reference_limit = check_reference_limit(
+            checkpoint.reference_limit if reference_limit is None else reference_limit
+        )
         self._networks = Networks(checkpoint, self.precision, self.text_precision, self.device)
         self._reference_caches: dict[tuple[str, ...], list[KeyValue]] = {}
 
@@ -171,33 +173,42 @@ class Pipeline:
 
     @torch.inference_mode()
     def _stream(
-        self, prompt: str | list[str], *, count: int, seed: int | Sequence[int] | None, **options: Unpack[Options]
+        self,
+        prompt: str | list[str],
+        *,
+        count: int,
+        seed: int | Sequence[int] | None,
+        references: References = (),
+        size: str | tuple[int, int] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        convention: str = "diffusers",
+        on_step: Callable[[Step], bool | None] | None = None,
     ) -> Iterator[tuple[int, Picture]]:
         """The way of a picture, in five steps; yields each one with its place among the call's pictures."""
-        on_step = options.get("on_step")
-        convention = find_convention(options.get("convention", "diffusers"))
+        rules = find_convention(convention)
 
         # 1. The request, checked and written down as one recipe a picture.
         requests = make_requests(
             self.checkpoint,
             self.precision,
             self.text_precision,
-            convention,
+            rules,
             self.reference_limit,
             prompt,
             count,
             seed,
-            references=options.get("references", ()),
-            size=options.get("size"),
-            steps=options.get("steps"),
-            guidance=options.get("guidance"),
+            references=references,
+            size=size,
+            steps=steps,
+            guidance=guidance,
         )
 
         plan, groups = self._plan(requests)
         with self._networks.within(plan):
             # 2. Every prompt and every reference, each on its own, to what the transformer reads.
-            contexts = self._encode_prompts(requests, convention)
-            references = self._encode_references(requests)
+            contexts = self._encode_prompts(requests, rules)
+            encoded = self._encode_references(requests)
 
             for batch in groups:
                 recipe = batch[0].recipe
@@ -205,14 +216,14 @@ class Pipeline:
 
                 # 3. Noise, from a generator for each picture.
                 shape = (self.checkpoint.transformer_config.in_channels, rows, columns)
-                noise = torch.cat([draw_noise(r.recipe.seed, shape, convention, self._like) for r in batch])
+                noise = torch.cat([draw_noise(r.recipe.seed, shape, rules, self._like) for r in batch])
 
                 # 4. Step by step along the flow, from noise to latent.
                 latent = to_tokens(noise)
-                conditioning = self._conditioning(batch, contexts, references)
+                conditioning = self._conditioning(batch, contexts, encoded)
                 velocity = partial(self._velocity, conditioning)
-                decode = partial(self._decode, rows=rows, columns=columns, convention=convention)
-                for step in denoise(velocity, latent, schedule(rows * columns, recipe.steps), convention, self.dtype):
+                decode = partial(self._decode, rows=rows, columns=columns, convention=rules)
+                for step in denoise(velocity, latent, schedule(rows * columns, recipe.steps), rules, self.dtype):
                     latent = step.latent
                     if on_step is not None and on_step(_public(step, batch, decode)) is False:
                         raise Cancelled(f"Cancelled after step {step.index + 1} of {step.steps}; no picture was made.")

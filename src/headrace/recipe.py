@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 from headrace.errors import RequestError
 
@@ -103,25 +104,35 @@ def parse_size(text: str) -> tuple[int, int]:
     return check_size(int(match[1]), int(match[2]))
 
 
-def check_size(width: int, height: int) -> tuple[int, int]:
-    """Any multiples of 16 up to 4 MP (2048x2048 pixels). Raises RequestError naming the two nearest sizes that work."""
-    if width % SIZE_STEP == 0 and height % SIZE_STEP == 0 and min(width, height) > 0 and width * height <= MAX_AREA:
+def check_pair(size: object) -> tuple[int, int]:
+    """(width, height) as two whole numbers. Raises RequestError."""
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise RequestError(f"The size {size!r} is not a pair of width and height; give two whole numbers.")
+    return _whole(size[0], "width"), _whole(size[1], "height")
+
+
+def check_size(width: int, height: int, multiple: int = SIZE_STEP) -> tuple[int, int]:
+    """Sides that are multiples of `multiple`, up to 4 MP (2048x2048 pixels).
+
+    Raises RequestError naming the two nearest sizes that work.
+    """
+    if width % multiple == 0 and height % multiple == 0 and min(width, height) > 0 and width * height <= MAX_AREA:
         return width, height
     reason = (
-        "has more than 4 megapixels" if width * height > MAX_AREA else f"is not made of multiples of {SIZE_STEP} pixels"
+        "has more than 4 megapixels" if width * height > MAX_AREA else f"is not made of multiples of {multiple} pixels"
     )
-    first, second = (f"{w}x{h}" for w, h in nearest_sizes(width, height))
+    first, second = (f"{w}x{h}" for w, h in nearest_sizes(width, height, multiple))
     raise RequestError(f"The size {width}x{height} {reason}; the nearest that work are {first} and {second}.")
 
 
-def nearest_sizes(width: int, height: int) -> list[tuple[int, int]]:
+def nearest_sizes(width: int, height: int, multiple: int = SIZE_STEP) -> list[tuple[int, int]]:
     """The two permitted sizes nearest to (width, height), by the relative change of both sides and of their ratio."""
     width, height = max(width, 1), max(height, 1)
     shrink = min(1.0, math.sqrt(MAX_AREA / (width * height)))
 
     def around(side: float) -> list[int]:
-        middle = min(round(side * shrink / SIZE_STEP), MAX_AREA // SIZE_STEP**2)
-        return [SIZE_STEP * (middle + offset) for offset in (-2, -1, 0, 1, 2) if middle + offset > 0]
+        middle = min(round(side * shrink / multiple), MAX_AREA // multiple**2)
+        return [multiple * (middle + offset) for offset in (-2, -1, 0, 1, 2) if middle + offset > 0]
 
     def change(size: tuple[int, int]) -> float:
         wider, higher = math.log(size[0] / (width * shrink)), math.log(size[1] / (height * shrink))
@@ -133,6 +144,8 @@ def nearest_sizes(width: int, height: int) -> list[tuple[int, int]]:
 
 def check_prompt(prompt: str) -> str:
     """A prompt with at least one visible character and at most 100,000. Raises RequestError."""
+    if not isinstance(prompt, str):
+        raise RequestError(f"The prompt {prompt!r} is not text.")
     if not prompt.strip():
         raise RequestError("The prompt is empty; say what the picture should show.")
     if any("\ud800" <= character <= "\udfff" for character in prompt):
@@ -144,6 +157,7 @@ def check_prompt(prompt: str) -> str:
 
 def check_steps(steps: int) -> int:
     """1 to 1000 steps. Raises RequestError."""
+    steps = _whole(steps, "number of steps")
     if not 1 <= steps <= MAX_STEPS:
         raise RequestError(f"{steps} steps cannot be taken; choose 1 to {MAX_STEPS}.")
     return steps
@@ -151,13 +165,17 @@ def check_steps(steps: int) -> int:
 
 def check_guidance(guidance: float) -> float:
     """A finite number from 0 to 100. Raises RequestError."""
+    if isinstance(guidance, bool) or not isinstance(guidance, SupportsFloat):
+        raise RequestError(f"The guidance {guidance!r} is not a number.")
+    guidance = float(guidance)
     if not (math.isfinite(guidance) and 0 <= guidance <= MAX_GUIDANCE):
         raise RequestError(f"A guidance of {guidance} cannot be; choose a number from 0 to {MAX_GUIDANCE:g}.")
-    return float(guidance)
+    return guidance
 
 
 def check_seed(seed: int) -> int:
     """0 to 2**64 - 1. Raises RequestError."""
+    seed = _whole(seed, "seed")
     if not 0 <= seed <= MAX_SEED:
         raise RequestError(f"The seed {seed} is out of range; choose a whole number from 0 to {MAX_SEED}.")
     return seed
@@ -165,9 +183,24 @@ def check_seed(seed: int) -> int:
 
 def check_count(count: int) -> int:
     """1 to 10,000 pictures. Raises RequestError."""
+    count = _whole(count, "number of pictures")
     if not 1 <= count <= MAX_COUNT:
         raise RequestError(f"{count} pictures cannot be made at once; choose 1 to {MAX_COUNT:,}.")
     return count
+
+
+def check_reference_limit(limit: int) -> int:
+    """How many references a prompt may have: none or more. Raises RequestError."""
+    if _whole(limit, "limit of references") < 0:
+        raise RequestError(f"A limit of {limit} references cannot be; choose 0 or more.")
+    return limit
+
+
+def _whole(value: object, name: str) -> int:
+    """A whole number of any integer type, as an int; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise RequestError(f"The {name} {value!r} is not a whole number.")
+    return operator.index(value)
 
 
 def draw_seed() -> int:

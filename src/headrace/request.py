@@ -20,6 +20,7 @@ from headrace.recipe import (
     ReferenceRecord,
     check_count,
     check_guidance,
+    check_pair,
     check_prompt,
     check_seed,
     check_size,
@@ -29,7 +30,7 @@ from headrace.recipe import (
 )
 
 ReferencePicture = Image.Image | str | PathLike[str]
-References = Sequence[ReferencePicture] | Sequence[Sequence[ReferencePicture]]
+References = ReferencePicture | Sequence[ReferencePicture] | Sequence[Sequence[ReferencePicture]]
 
 # As many pictures run in one forward as fit in this many tokens, text, picture and references together. A fixed number,
 # so that what runs together never depends on the memory that happens to be free.
@@ -130,7 +131,7 @@ def batches(requests: list[Request], token_size: int, limit: int | None = None) 
 
 
 def _seeds(seed: int | Sequence[int] | None, total: int) -> list[int]:
-    if seed is None or isinstance(seed, int):
+    if not isinstance(seed, Sequence):
         first = draw_seed() if seed is None else check_seed(seed)
         check_seed(first + total - 1)
         return list(range(first, first + total))
@@ -141,6 +142,8 @@ def _seeds(seed: int | Sequence[int] | None, total: int) -> list[int]:
 
 def _per_prompt(references: References, prompts: int, limit: int) -> list[Sequence[ReferencePicture]]:
     """One list of references a prompt, from one for all or one for each."""
+    if isinstance(references, str | PathLike | Image.Image):
+        references = [references]
     nested: list[Sequence[ReferencePicture]] = []
     shared: list[ReferencePicture] = []
     for entry in references:
@@ -164,8 +167,10 @@ def _size(
     size: str | tuple[int, int] | None, images: tuple[Image.Image, ...], checkpoint: Checkpoint
 ) -> tuple[int, int]:
     if size is None:
-        return images[0].size if images else checkpoint.default_size
-    return parse_size(size) if isinstance(size, str) else check_size(*size)
+        width, height = images[0].size if images else checkpoint.default_size
+    else:
+        width, height = parse_size(size) if isinstance(size, str) else check_pair(size)
+    return check_size(width, height, multiple=checkpoint.autoencoder_config.token_size)
 
 
 def _guidance(checkpoint: Checkpoint, guidance: float | None) -> float:
@@ -175,4 +180,5 @@ def _guidance(checkpoint: Checkpoint, guidance: float | None) -> float:
 
 
 def _record(image: Image.Image) -> ReferenceRecord:
-    return ReferenceRecord(hashlib.sha256(image.tobytes()).hexdigest(), image.width, image.height)
+    pixels = f"{image.width}x{image.height}:".encode() + image.tobytes()
+    return ReferenceRecord(hashlib.sha256(pixels).hexdigest(), image.width, image.height)

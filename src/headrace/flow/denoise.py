@@ -93,17 +93,16 @@ def denoise(
     """Euler steps from `sigmas[0]` to `sigmas[-1]`, yielding after each one; to stop early, stop iterating.
 
     latent: (B, N, C) in float32, noise at `sigmas[0]`. State and time stay in float32 unless the convention rounds
-    them to `dtype`.
+    them, and every operation on them, to `dtype`.
     """
     steps = len(sigmas) - 1
+    state = dtype if convention.rounds_steps else torch.float32
+    latent = latent.to(state)
     for index, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
-        time = float(torch.tensor(sigma, dtype=dtype)) if convention.rounds_steps else sigma
-        slope = velocity(latent, time)
+        slope = velocity(latent.float(), float(torch.tensor(sigma, dtype=state))).to(state)
         predicted = latent - sigma * slope
         latent = latent + (following - sigma) * slope
-        if convention.rounds_steps:
-            latent = latent.to(dtype).float()
-        yield Step(index, steps, following, latent, predicted)
+        yield Step(index, steps, following, latent.float(), predicted.float())
 
 
 def batch_caches(caches: Sequence[Sequence[KeyValue]]) -> Sequence[KeyValue]:

@@ -34,6 +34,10 @@ class KeyValue(NamedTuple):
     key: Tensor
     value: Tensor
 
+    def rows(self, part: slice) -> KeyValue:
+        """Those of some pictures of a batch, or the ones that serve all."""
+        return KeyValue(_rows(self.key, part), _rows(self.value, part))
+
 
 class Modulation(NamedTuple):
     """How one residual branch is steered, each (1 or B, 1, D)."""
@@ -253,6 +257,53 @@ class Steering(NamedTuple):
     txt: tuple[Modulation, ...]
     single: Modulation
 
+    def rows(self, part: slice) -> Steering:
+        """The steering of some pictures of a batch, or of all where one serves all."""
+
+        def of(modulation: Modulation) -> Modulation:
+            return Modulation(*(_rows(tensor, part) for tensor in modulation))
+
+        return Steering(tuple(map(of, self.img)), tuple(map(of, self.txt)), of(self.single))
+
+
+def _parts(batch: Tensor) -> list[slice]:
+    """Which pictures of a batch go through a block together: all of them, but on a CPU each one alone.
+
+    CPU kernels choose their order of summation by the size of the whole tensor, so that a picture in a batch would not
+    have the bits it has alone. While gradients are recorded speed matters and bits do not.
+    """
+    if batch.device.type != "cpu" or torch.is_grad_enabled():
+        return [slice(None)]
+    return [slice(index, index + 1) for index in range(batch.shape[0])]
+
+
+def _rows(tensor: Tensor, part: slice) -> Tensor:
+    """The part's rows of a tensor with one row for each picture, or with one for all."""
+    return tensor if tensor.shape[0] == 1 else tensor[part]
+
+
+class _Sequence:
+    """The tokens of some pictures on their way through the blocks: two streams at first, then one."""
+
+    def __init__(self, img: Tensor, txt: Tensor, steering: Steering, cache: list[KeyValue] | None) -> None:
+        self.img, self.txt = img, txt
+        self.joined: Tensor | None = None
+        self.steering, self.cache = steering, cache
+
+    def run(self, block: Block, index: int, spin: Rotation) -> None:
+        """Pass through the block with this index."""
+        cached = None if self.cache is None else self.cache[index]
+        if isinstance(block, DoubleStreamBlock):
+            self.img, self.txt = block(self.img, self.txt, self.steering, spin, cached)
+            return
+        joined = torch.cat([self.txt, self.img], dim=1) if self.joined is None else self.joined
+        self.joined = block(joined, self.steering, spin, self.txt.shape[1], cached)
+
+    def picture(self, length: int) -> Tensor:
+        """The picture's `length` tokens as they are now."""
+        img = self.img if self.joined is None else self.joined[:, self.txt.shape[1] :]
+        return img[:, :length]
+
 
 class Transformer(nn.Module):
     """The velocity network. See the module's docstring for the sequence and the letters used for shapes."""
@@ -302,27 +353,27 @@ class Transformer(nn.Module):
         reference_cache: from `reference_cache()`, instead of `references`.
         Returns (B, N, in_channels).
         """
-        picture_length = img.shape[1]
-        ids = [txt_ids, img_ids]
-        if references is not None and reference_ids is not None:
-            img = torch.cat([img, references], dim=1)
-            ids.append(reference_ids)
-        spin = rotation(torch.cat(ids), self.config.axes_dim, self.config.theta)
+        ids = torch.cat([txt_ids, img_ids] if reference_ids is None else [txt_ids, img_ids, reference_ids])
+        spin = rotation(ids, self.config.axes_dim, self.config.theta)
         vector = self._vector(timestep, guidance, img.dtype)
         steering = self._steering(vector)
-        img, txt = self.img_in(img), self.txt_in(context)
-        length = txt.shape[1]
-        x: Tensor | None = None
+        sequences = [
+            _Sequence(
+                img=self.img_in(img[part] if references is None else torch.cat([img[part], references[part]], dim=1)),
+                txt=self.txt_in(context[part]),
+                steering=steering.rows(part),
+                cache=None if reference_cache is None else [layer.rows(part) for layer in reference_cache],
+            )
+            for part in _parts(img)
+        ]
         for index, block in enumerate(self.blocks() if blocks is None else blocks):
-            cached = None if reference_cache is None else reference_cache[index]
-            if isinstance(block, DoubleStreamBlock):
-                img, txt = block(img, txt, steering, spin, cached)
-            else:
-                x = torch.cat([txt, img], dim=1) if x is None else x
-                x = block(x, steering, spin, length, cached)
-        if x is not None:
-            img = x[:, length:]
-        return self.final_layer(img[:, :picture_length], vector)
+            for sequence in sequences:
+                sequence.run(block, index, spin)
+        velocities = [
+            self.final_layer(sequence.picture(img.shape[1]), _rows(vector, part))
+            for sequence, part in zip(sequences, _parts(img), strict=True)
+        ]
+        return torch.cat(velocities)
 
     def reference_cache(
         self, references: Tensor, reference_ids: Tensor, blocks: Iterable[Block] | None = None
