@@ -5,15 +5,33 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
-from headrace.cli.terminal import print_table
+from headrace import catalog
+from headrace.cli.terminal import print_table, readable_bytes
 
 
 @click.group()
 def bench() -> None:
     """Measure this machine, and what Headrace does on it."""
+
+
+@bench.command()
+@click.argument("model", type=click.Choice([published.name for published in catalog.PUBLISHED]))
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp8", "int8"]), default="bf16", show_default=True)
+def checkpoint(model: str, folder: Path, precision: str) -> None:
+    """Write random weights in MODEL's shapes into DIR, with a working tokenizer: for runs of its size without it.
+
+    The text encoder is written up to the last layer that is used.
+    """
+    from headrace.bench.checkpoint import write_checkpoint
+
+    published = next(entry for entry in catalog.PUBLISHED if entry.name == model)
+    total = write_checkpoint(published, folder, precision)
+    click.echo(f"wrote {folder} ({readable_bytes(total)})")
 
 
 @bench.command()

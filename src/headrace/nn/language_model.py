@@ -109,6 +109,14 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class TokenEmbedding(nn.Embedding):
+    """An embedding that draws no values on the meta device, where that makes torch import 80 MB for nothing."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class LanguageModel(nn.Module):
     """The language model, or its first `layers` layers; `norm` and `head` are built only where they are used."""
 
@@ -118,7 +126,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         built = config.num_layers if layers is None else layers
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(built))
         if norm:
             self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
