@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import click
 
 from headrace.cli.terminal import progress_bar
 from headrace.errors import RequestError
+from headrace.memory.process import peak_bytes
 from headrace.memory.sizes import parse_bytes
 from headrace.pictures import check_output, open_picture, read_file
 from headrace.provenance.metadata import check_prompt_fits, encode_with_recipe
@@ -192,7 +192,7 @@ def generate(
                 say(f"wrote {target} (seed {recipe.seed}, {recipe.width}x{recipe.height})")
     if as_json:
         timings = {"open": opened - started, "generate": time.monotonic() - opened - writing, "write": writing}
-        click.echo(json.dumps({"images": images, "timings": timings, "peak_memory_bytes": _peak_memory_bytes()}))
+        click.echo(json.dumps({"images": images, "timings": timings, "peak_memory_bytes": peak_bytes()}))
 
 
 def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
@@ -251,8 +251,3 @@ def _write(picture: Picture, target: Path) -> Path:
 def _report_references(paths: tuple[Path, ...], picture: Picture) -> None:
     for number, (path, record) in enumerate(zip(paths, picture.recipe.references, strict=True), start=1):
         click.echo(f"image {number}: {path}, used at {record.width}x{record.height}", err=True)
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB
