@@ -11,7 +11,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,11 @@ def _read_case(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _networks(config: Mapping[str, Any]) -> tuple[Transformer, Autoencoder]:
     """The networks of a case with their weights drawn."""
-    sizes = dict(config["transformer"])
     names = config["transformer_tensors"]
-    transformer = Transformer(
-        TransformerConfig(
-            **sizes | {"axes_dim": tuple(sizes["axes_dim"]), "guidance_embed": "guidance_in.in_layer.weight" in names}
-        )
-    )
+    known = {field.name for field in fields(TransformerConfig)}
+    sizes = {name: value for name, value in config["transformer"].items() if name in known}
+    told = {"axes_dim": tuple(sizes["axes_dim"]), "guidance_embed": "guidance_in.in_layer.weight" in names}
+    transformer = Transformer(TransformerConfig(**sizes | told))
     widths = config["autoencoder"]
     groups = widths.get("norm_groups", widths.get("num_groups", AutoencoderConfig.norm_groups))
     autoencoder = Autoencoder(
@@ -147,7 +145,8 @@ def _computed(
     picture_ids, text_ids = picture_positions(rows, columns), text_positions(context.shape[1])
     yield "img_ids", picture_ids.expand(batch, -1, -1)
     yield "txt_ids", text_ids.expand(batch, -1, -1)
-    conditioning = Conditioning(context, text_ids, picture_ids, float(config.get("guidance", 1.0)))
+    guides = config.get("guidance") is not None
+    conditioning = Conditioning(context, text_ids, picture_ids, float(config["guidance"]) if guides else 1.0)
 
     latents = [autoencoder.encode(given[f"ref_image_{k}"]) for k in range(len(config.get("references", [])))]
     if latents:
