@@ -238,11 +238,18 @@ def test_control_c_in_the_middle(tiny_model: TinyModel, tmp_path: Path) -> None:
 
 
 def test_sprite_is_in_the_package(headrace: Run, tmp_path: Path) -> None:
-    from headrace.checkpoints.open import BUNDLED_MODELS
 
-    if not (BUNDLED_MODELS / "sprite" / "model_index.json").is_file():
-        pytest.skip("sprite has not been trained yet")
     result = headrace("generate", "a red apple on a blue background", "--seed", "1", "-o", "apple.png")
     assert (result.returncode, result.stderr) == (0, "")
     recipe = read_recipe(tmp_path / "apple.png")
     assert (recipe.model, recipe.seed) == ("sprite", 1)
+
+
+@pytest.mark.slow
+def test_the_largest_pictures_fit_into_an_ordinary_memory(headrace: Run, tmp_path: Path) -> None:
+    done = headrace(
+        "generate", "a rocket", "--size", "2048x2048", "--steps", "1", "--seed", "1", "-o", str(tmp_path / "a.png"),
+        "--json", "--memory", "6GB",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["peak_memory_bytes"] < 6e9

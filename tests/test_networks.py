@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +208,23 @@ def test_attention_by_rows_is_attention(queries: int, keys: int) -> None:
         alone = attention(query[1:].bfloat16(), key[1:].bfloat16(), value[1:].bfloat16())
     assert (rounded.float() - exact).square().mean().sqrt() < 0.008 * exact.square().mean().sqrt()
     assert torch.equal(rounded[1:], alone)
+
+
+MEASURE_DECODING = """
+import torch
+from headrace.memory.process import peak_bytes
+from headrace.nn.autoencoder import Autoencoder
+from headrace.nn.config import AutoencoderConfig
+
+network = Autoencoder(AutoencoderConfig((8, 8, 8, 8), None, 1, 32, 2))
+with torch.inference_mode():
+    network.decode(torch.randn(1, 128, 8, 8))
+    before = peak_bytes()
+    network.decode(torch.randn(1, 128, 64, 64))
+    print(peak_bytes() - before)
+"""
+
+
+def test_decoding_does_not_hold_the_attention_of_all_positions_with_all_others() -> None:
+    grown = int(subprocess.run([sys.executable, "-c", MEASURE_DECODING], check=True, capture_output=True).stdout)
+    assert grown < 128**4 * 4 / 2, "half of the scores of 128 x 128 positions in float32"
