@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 
 from headrace.checkpoints.headers import Shape
-from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
+from headrace.nn.config import TIME_CHANNELS, AutoencoderConfig, LanguageModelConfig, TransformerConfig
 
-TIME_CHANNELS = 256
 # Running statistics are read with the weights, but nothing learns them, so they are not counted as parameters.
 STATISTICS = frozenset({"bn.running_mean", "bn.running_var", "bn.num_batches_tracked"})
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TIME_CHANNELS = 256
+"""Channels of the sinusoids that stand for a time or a guidance, in every model."""
+
 
 @dataclass(frozen=True)
 class TransformerConfig:

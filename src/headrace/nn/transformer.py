@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headrace.nn.attention import Rotation, attention, rotate, rotation
-from headrace.nn.config import TransformerConfig
+from headrace.nn.config import TIME_CHANNELS, TransformerConfig
 from headrace.nn.linear import Linear
 
 NORM_EPS = 1e-6
-TIME_CHANNELS = 256
 TIME_FACTOR = 1000.0
 TIME_MAX_PERIOD = 10000.0
 
