@@ -7,7 +7,6 @@ Two kinds of folder are understood, at any depth below the one given. Cases of B
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from headrace.checkpoints.weights import read_json
 from headrace.errors import RequestError
 from headrace.flow.conventions import find_convention
 from headrace.flow.denoise import Conditioning, denoise, guided_velocity
@@ -30,6 +29,7 @@ from headrace.flow.schedule import schedule
 from headrace.nn.autoencoder import Autoencoder
 from headrace.nn.config import AutoencoderConfig, TransformerConfig
 from headrace.nn.transformer import Transformer
+from headrace.pictures import open_picture
 from headrace.pipeline import load
 
 TENSOR_BOUND = 1e-4
@@ -99,9 +99,8 @@ def _tensor_errors(folder: Path) -> Iterator[tuple[str, float]]:
 
 def _read_case(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return config, load_file(folder / "case.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        return read_json(folder / "config.json"), load_file(folder / "case.safetensors")
+    except (OSError, SafetensorError) as error:
         raise RequestError(f"The case {folder} cannot be read ({error}).") from error
 
 
@@ -192,9 +191,9 @@ def _relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _picture_error(folder: Path) -> float:
+    case = read_json(folder / "case.json")
+    expected = np.asarray(open_picture(folder / "expected.png", kind="expected picture"), dtype=np.int16)
     try:
-        case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-        expected = np.asarray(Image.open(folder / "expected.png").convert("RGB"), dtype=np.int16)
         picture = load(folder.parent.parent, precision="fp32", device="cpu").generate(
             case["prompt"],
             references=[folder / f"reference_{k}.png" for k in range(1, case["references"] + 1)],
@@ -203,9 +202,7 @@ def _picture_error(folder: Path) -> float:
             guidance=case["guidance"],
             seed=case["seed"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(f"The case {folder} cannot be read ({error!r}).") from error
+    except (KeyError, TypeError) as error:
+        raise RequestError(f"{folder} does not hold a whole case ({error!r}).") from error
     ours = np.asarray(picture.image, dtype=np.int16)
     return math.inf if ours.shape != expected.shape else float(np.abs(ours - expected).max()) / 255

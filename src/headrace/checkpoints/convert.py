@@ -70,7 +70,6 @@ BLOCK = re.compile(r"(double_blocks|single_blocks|layers)\.(\d+)\.")
 
 # What belongs to a pipeline beside its weights, and is copied as it is.
 PARTS = ("scheduler", "tokenizer", "text_encoder", "transformer", "vae")
-BESIDE_PARTS = ("model_index.json", "headrace.json", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 COPIED_SUFFIXES = frozenset({".json", ".txt", ".jinja", ".model", ".md"})
 INDEX_SUFFIX = ".index.json"
 

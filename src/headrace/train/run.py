@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headrace.errors import RequestError
+from headrace.flow.references import image_to_tensor
 
 STATE = "state.safetensors"
 LOG = "log.csv"
@@ -138,15 +139,7 @@ def _cut_log(file: Path, step: int) -> None:
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     """Pictures of one size -> (B, 3, H, W) in [-1, 1]."""
-    stacked = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8) for p in pictures])
-    width, height = pictures[0].size
-    return stacked.view(len(pictures), height, width, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_pictures(images: Tensor) -> Iterator[Image.Image]:
-    """(B, 3, H, W) around [-1, 1] -> RGB pictures."""
-    for image in images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1):
-        yield Image.fromarray(image.contiguous().numpy())
+    return torch.cat([image_to_tensor(picture) for picture in pictures])
 
 
 def save_grid(pictures: Sequence[Image.Image], file: Path, *, columns: int = 8) -> None:

@@ -23,6 +23,7 @@ from headrace.catalog import TextSettings
 from headrace.flow.conventions import CONVENTIONS
 from headrace.flow.denoise import denoise
 from headrace.flow.latents import draw_noise, from_tokens, picture_positions, text_positions, to_tokens
+from headrace.flow.references import tensor_to_image
 from headrace.flow.schedule import schedule
 from headrace.nn.autoencoder import Autoencoder
 from headrace.nn.config import LanguageModelConfig, TransformerConfig
@@ -265,27 +266,21 @@ def preview(
     tokenizer: PromptTokenizer,
     autoencoder: Autoencoder,
     prompts: Sequence[str],
-    *,
-    guidance: float = 1.0,
 ) -> list[Image.Image]:
-    """One picture a prompt, with seeds 0, 1, ...; guidance above 1 is classifier-free, against the empty prompt."""
+    """One picture a prompt, with seeds 0, 1, ...; without guidance."""
     width, height = (side // 16 for side in config.sizes[0])
     positions = picture_positions(height, width)
     token_ids, mask = tokenize(tokenizer, prompts)
-    empty_ids, empty_mask = tokenize(tokenizer, [""] * len(prompts))
     convention = CONVENTIONS["diffusers"]
     shape = (autoencoder.config.token_channels, height, width)
     noise = torch.cat([draw_noise(seed, shape, convention, torch.zeros(0)) for seed in range(len(prompts))])
 
     def velocity(latent: Tensor, sigma: float) -> Tensor:
         times = torch.full((len(prompts),), sigma)
-        conditional = network(latent, positions, times, token_ids, mask)
-        if guidance == 1.0:
-            return conditional
-        unconditional = network(latent, positions, times, empty_ids, empty_mask)
-        return unconditional + guidance * (conditional - unconditional)
+        return network(latent, positions, times, token_ids, mask)
 
     latent = to_tokens(noise)
     for step in denoise(velocity, latent, schedule(height * width, config.preview_steps), convention, torch.float32):
         latent = step.latent
-    return list(run.to_pictures(autoencoder.decode(from_tokens(latent, height, width))))
+    decoded = autoencoder.decode(from_tokens(latent, height, width))
+    return [tensor_to_image(picture[None], convention.rounds_pixels) for picture in decoded]
