@@ -269,8 +269,6 @@ def test_settings_beside_the_index(pipeline: Path) -> None:
     assert "colour" in checkpoint.notes[0]
     # The last layer of all is followed by the final norm, as transformers counts its hidden states.
     assert "norm.weight" in load_language_model(checkpoint, torch.float32, "cpu").state_dict()
-    write_json(pipeline / "headrace.json", {"guidance": 0})
-    assert open_checkpoint(pipeline).guidance == 0
 
 
 @pytest.mark.parametrize(

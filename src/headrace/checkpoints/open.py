@@ -303,7 +303,7 @@ def _assembled(
         text=text,
         tokenizer_file=tokenizer_file,
         steps=settings.steps or steps,
-        guidance=guidance if settings.guidance is None else settings.guidance,
+        guidance=settings.guidance or guidance,
         default_size=settings.default_size,
         reference_limit=settings.reference_limit,
         licence=settings.licence or _licence(transformer_config, variant),
