@@ -55,8 +55,14 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return sizes
 
 
-@pytest.mark.parametrize("kind", ["dev", "klein", "klein-base", "klein-kv"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        *((kind, precision) for kind in ("dev", "klein", "klein-base", "klein-kv") for precision in ("fp32", "bf16")),
+        ("klein", "fp8"),
+        ("klein", "int8"),
+    ],
+)
 def test_a_picture_is_the_same_alone_in_a_batch_in_another_order_and_after_another_model(
     kind: str, precision: str, folders: dict[str, Path]
 ) -> None:

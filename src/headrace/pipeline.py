@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 from PIL import Image
@@ -221,7 +221,7 @@ class Pipeline:
                 # 4. Step by step along the flow, from noise to latent.
                 latent = to_tokens(noise)
                 conditioning = self._conditioning(batch, contexts, encoded)
-                velocity = partial(self._velocity, conditioning)
+                velocity = guided_velocity(self._forward, conditioning, self.dtype)
                 decode = partial(self._decode, rows=rows, columns=columns, convention=rules)
                 for step in denoise(velocity, latent, schedule(rows * columns, recipe.steps), rules, self.dtype):
                     latent = step.latent
@@ -320,10 +320,10 @@ class Pipeline:
         lent = self._networks.transformer()
         return lent.network.reference_cache(tokens, ids, lent.blocks())
 
-    def _velocity(self, conditioning: Conditioning, latent: Tensor, sigma: float) -> Tensor:
+    def _forward(self, *inputs: Tensor, **conditioning: Any) -> Tensor:
         # Asked for at every step, because a preview of the last one may have taken the transformer's place.
         lent = self._networks.transformer()
-        return guided_velocity(lent.network, conditioning, self.dtype, lent.blocks)(latent, sigma)
+        return lent.network(*inputs, **conditioning, blocks=lent.blocks())
 
     def _decode(self, tokens: Tensor, rows: int, columns: int, convention: Convention) -> Image.Image:
         decoded = self._networks.autoencoder().decode(from_tokens(tokens, rows, columns).to(self.dtype))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from headrace.flow.conventions import Convention
-from headrace.nn.transformer import Block, KeyValue, Transformer
+from headrace.nn.transformer import KeyValue
 
 Velocity = Callable[[Tensor, float], Tensor]
 
@@ -44,40 +44,33 @@ class Conditioning:
     reference_cache: Sequence[KeyValue] | None = None
 
 
-def guided_velocity(
-    transformer: Transformer,
-    conditioning: Conditioning,
-    dtype: torch.dtype,
-    blocks: Callable[[], Iterable[Block]] | None = None,
-) -> Velocity:
+def guided_velocity(forward: Callable[..., Tensor], conditioning: Conditioning, dtype: torch.dtype) -> Velocity:
     """The velocity of a batch as a function of latent (B, N, C) and time, in float32.
 
-    blocks: gives the transformer's blocks for one forward, in order (default: its own).
+    forward: the transformer's, whatever blocks it runs.
 
     With an unconditional context both branches run in one batch and are combined as
     `unconditional + guidance * (conditional - unconditional)` (Ho and Salimans 2022).
     """
-    guidance = torch.tensor([conditioning.guidance]) if transformer.config.guidance_embed else None
     branches = 1 if conditioning.unconditional is None else 2
     context = conditioning.context
     if conditioning.unconditional is not None:
         context = torch.cat([conditioning.unconditional, context])
     references = conditioning.references
     references = None if references is None else references.repeat(branches, 1, 1)
-    device = context.device
+    guidance = torch.tensor([conditioning.guidance], device=context.device)
 
     def velocity(latent: Tensor, sigma: float) -> Tensor:
-        predicted = transformer(
+        predicted: Tensor = forward(
             latent.to(dtype).repeat(branches, 1, 1),
             conditioning.picture_ids,
-            torch.tensor([sigma], device=device),
+            torch.tensor([sigma], device=context.device),
             context,
             conditioning.text_ids,
-            None if guidance is None else guidance.to(device),
+            guidance,
             references=references,
             reference_ids=conditioning.reference_ids,
             reference_cache=conditioning.reference_cache,
-            blocks=None if blocks is None else blocks(),
         )
         if branches == 1:
             return predicted.float()

@@ -345,7 +345,7 @@ class Transformer(nn.Module):
         """The velocity, noise minus picture, at `timestep`.
 
         img: (B, N, in_channels) noisy tokens; img_ids: (N, 4) positions (t, h, w, l).
-        timestep: (1,) or (B,) in 0..1, 1 being pure noise. guidance: (1,) or (B,), for models that embed it.
+        timestep: (1,) or (B,) in 0..1, 1 being pure noise. guidance: (1,) or (B,), read by models that embed it.
         context: (B, L, context_in_dim) text embeddings; txt_ids: (L, 4).
         references: (B, M, in_channels) clean tokens that join the sequence; reference_ids: (M, 4).
         blocks: the blocks to run, in order (default: this network's own), so that a streamer can lend them loaded.

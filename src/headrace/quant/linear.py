@@ -1,12 +1,10 @@
 """Linear layers with eight bits a weight, which take the place of `headrace.nn.linear.Linear` in a finished network.
 
-Like it they give every picture of a batch the bits it would have alone on a CPU. Their state is two plain buffers,
-`weight` and `weight_scale`, in whatever memory somebody puts them.
+Their state is two plain buffers, `weight` and `weight_scale`, in whatever memory somebody puts them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -60,15 +58,11 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, …, in_features) -> (B, …, out_features)."""
-        if x.device.type == "cpu":
-            return by_picture(self._decoded_product, x, self.out_features)
-        tokens = x.reshape(-1, self.in_features)
         multiply = self.scaled_product if self._multiplies(x.device) else self._decoded_product
-        return multiply(tokens[None])[0].view(*x.shape[:-1], self.out_features)
+        return multiply(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
 
-    def scaled_product(self, pictures: Tensor) -> Tensor:
-        """(B, M, in_features) -> (B, M, out_features) by the device's own product of e4m3 with e4m3."""
-        tokens = pictures.reshape(-1, self.in_features)
+    def scaled_product(self, tokens: Tensor) -> Tensor:
+        """(M, in_features) -> (M, out_features) by the device's own product of e4m3 with e4m3."""
         scales = fp8_scales(tokens)
         out = F.scaled_mm(
             encode_fp8(tokens, scales),
@@ -79,22 +73,21 @@ class Fp8Linear(nn.Module):
             scale_recipe_b=ScalingType.RowWise,
             output_dtype=torch.bfloat16,
         )
-        return out.to(pictures.dtype).view(*pictures.shape[:-1], self.out_features)
+        return out.to(tokens.dtype)
 
     def _multiplies(self, device: torch.device) -> bool:
         return multiplies_fp8(device) and not (self.in_features % GPU_MULTIPLE or self.out_features % GPU_MULTIPLE)
 
-    def _decoded_product(self, pictures: Tensor) -> Tensor:
-        out = pictures.new_empty(*pictures.shape[:-1], self.out_features)
-        rows = max(1, SLAB_BYTES // (self.in_features * pictures.itemsize))
-        slab = pictures.new_empty(min(rows, self.out_features), self.in_features)
+    def _decoded_product(self, tokens: Tensor) -> Tensor:
+        out = tokens.new_empty(len(tokens), self.out_features)
+        rows = max(1, SLAB_BYTES // (self.in_features * tokens.itemsize))
+        slab = tokens.new_empty(min(rows, self.out_features), self.in_features)
         for first in range(0, self.out_features, rows):
             codes = self.weight[first : first + rows]
             decoded = slab[: len(codes)]
             scales = self.weight_scale
             decode_fp8(codes, scales[first : first + rows] if scales.ndim else scales, decoded)
-            for picture, target in zip(pictures, out, strict=True):
-                torch.mm(picture, decoded.t(), out=target[:, first : first + rows])
+            torch.mm(tokens, decoded.t(), out=out[:, first : first + rows])
         return out
 
 
@@ -125,19 +118,20 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, …, in_features) -> (B, …, out_features)."""
-        if x.device.type == "cpu":
-            return by_picture(self._cpu_product, x, self.out_features)
         tokens = x.reshape(-1, self.in_features)
-        multiplies = x.device.type == "cuda" and not (self.in_features % 8 or self.out_features % 8)
-        out = self._gpu_product(tokens) if multiplies else F.linear(tokens, self._decoded(x.dtype))
+        if x.device.type == "cpu":
+            out = self._cpu_product(tokens)
+        elif x.device.type == "cuda" and not (self.in_features % 8 or self.out_features % 8):
+            out = self._gpu_product(tokens)
+        else:
+            out = F.linear(tokens, self._decoded(x.dtype))
         return out.view(*x.shape[:-1], self.out_features)
 
-    def _cpu_product(self, pictures: Tensor) -> Tensor:
-        out = pictures.new_empty(*pictures.shape[:-1], self.out_features)
-        for picture, target in zip(pictures, out, strict=True):
-            for tokens, part in zip(picture.split(TOKENS), target.split(TOKENS), strict=True):
-                codes, scales = self._quantised(tokens)
-                part.copy_(self._scaled(torch._int_mm(codes, self.weight.t()), scales))
+    def _cpu_product(self, tokens: Tensor) -> Tensor:
+        out = tokens.new_empty(len(tokens), self.out_features)
+        for part, target in zip(torch.split(tokens, TOKENS), torch.split(out, TOKENS), strict=True):
+            codes, scales = self._quantised(part)
+            target.copy_(self._scaled(torch._int_mm(codes, self.weight.t()), scales))
         return out
 
     def _gpu_product(self, tokens: Tensor) -> Tensor:
@@ -159,11 +153,6 @@ class Int8Linear(nn.Module):
 
 
 QuantisedLinear = Fp8Linear | Int8Linear
-
-
-def by_picture(multiply: Callable[[Tensor], Tensor], x: Tensor, out_features: int) -> Tensor:
-    """Give `multiply` the pictures of x (B, …, K) as (B, M, K), and its result x's dimensions."""
-    return multiply(x.reshape(x.shape[0], -1, x.shape[-1])).view(*x.shape[:-1], out_features)
 
 
 @cache
