@@ -26,6 +26,7 @@ HOUSE = [
     {"pipeline"},
     {"doctor", "world", "bench"},
     {"train"},
+    {"comfy"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,1 @@
+"""ComfyUI: its workflows read, checked and run without it."""
