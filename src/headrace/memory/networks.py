@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,10 @@ from headrace.memory.plan import Plan
 from headrace.memory.process import return_freed_memory, trim
 from headrace.memory.stream import Stream
 from headrace.nn.autoencoder import Autoencoder
+from headrace.nn.config import TransformerConfig
 from headrace.nn.language_model import LanguageModel
 from headrace.nn.transformer import Block, Transformer
+from headrace.quant.formats import Bits
 
 Network = TypeVar("Network", bound=nn.Module)
 Part = TypeVar("Part", bound=nn.Module)
@@ -129,30 +131,44 @@ class Networks:
         if plan.keeps_all:
             whole = load_transformer(self._checkpoint, self._dtype, self._device, self._bits)
             return Lent(whole, whole.blocks, _nothing)
-        component, config = self._checkpoint.transformer, self._checkpoint.transformer_config
-
-        def build() -> Transformer:
-            return build_network(lambda: Transformer(config), component, self._dtype, self._bits)
-
-        network = build()
-        network.double_blocks, network.single_blocks = nn.ModuleList(), nn.ModuleList()
-        fill_module(network, component, self._device)
-        names = [
-            *(f"double_blocks.{index}" for index in range(config.depth)),
-            *(f"single_blocks.{index}" for index in range(config.depth_single_blocks)),
-        ]
-        stream: Stream[nn.Module] = Stream(
-            lambda: list(build().blocks()),
-            names,
-            plan.resident_blocks,
+        component = self._checkpoint.transformer
+        return stream_transformer(
             component,
+            self._checkpoint.transformer_config,
+            plan.resident_blocks,
+            self._dtype,
+            self._bits,
             self._device,
             _of(component, self._states),
         )
-        return Lent(network, stream.blocks, stream.close)
 
     def _autoencoder(self, plan: Plan) -> Lent[nn.Module, nn.Module]:
         return Lent(load_autoencoder(self._checkpoint, self._dtype, self._device), tuple, _nothing)
+
+
+def stream_transformer(
+    component: Component,
+    config: TransformerConfig,
+    resident: Sequence[int],
+    dtype: torch.dtype,
+    bits: Bits | None,
+    device: torch.device,
+    states: Mapping[Path, FileState],
+) -> Lent[nn.Module, nn.Module]:
+    """A transformer of which only the blocks at the places `resident` stay, and the others pass through a ring."""
+
+    def build() -> Transformer:
+        return build_network(lambda: Transformer(config), component, dtype, bits)
+
+    network = build()
+    network.double_blocks, network.single_blocks = nn.ModuleList(), nn.ModuleList()
+    fill_module(network, component, device)
+    names = [
+        *(f"double_blocks.{index}" for index in range(config.depth)),
+        *(f"single_blocks.{index}" for index in range(config.depth_single_blocks)),
+    ]
+    stream: Stream[nn.Module] = Stream(lambda: list(build().blocks()), names, resident, component, device, states)
+    return Lent(network, stream.blocks, stream.close)
 
 
 class EmbeddingRows(nn.Module):
