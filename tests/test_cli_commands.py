@@ -86,13 +86,13 @@ def test_inspect_names_what_is_missing_and_unused(
 @pytest.fixture
 def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """`doctor(errors, *arguments)` is the command where the cases come out with these errors."""
-    from headrace.doctor import CaseResult
+    from headrace.doctor.cases import CaseResult
 
     def run(errors: list[float], *arguments: str) -> tuple[int, str]:
         def run_cases(_: Path) -> Iterator[CaseResult]:
             yield from (CaseResult("case", f"tensor {index}", error, 1e-4) for index, error in enumerate(errors))
 
-        monkeypatch.setattr("headrace.doctor.run_cases", run_cases)
+        monkeypatch.setattr("headrace.doctor.cases.run_cases", run_cases)
         monkeypatch.setattr(sys, "argv", ["headrace", "doctor", "--cases", ".", *arguments])
         return main(), capsys.readouterr().out
 

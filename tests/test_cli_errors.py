@@ -126,7 +126,7 @@ def test_a_standard_input_that_is_too_long(headrace: Run, tmp_path: Path) -> Non
         (["inspect", "text.png"], "text.png"),
         (["inspect", ""], "empty text"),
         (["inspect", "x" * 300], "File name too long"),
-        (["doctor"], "Missing option '--cases'"),
+        (["doctor", "--fast"], "No such option"),
         (["models", "all"], "unexpected extra argument"),
     ],
 )

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from headrace.doctor import run_cases
+from headrace.doctor.cases import run_cases
 from headrace.errors import RequestError
 from headrace.flow.latents import picture_positions, text_positions
 from headrace.nn.attention import attention

@@ -23,7 +23,7 @@ COMMANDS = {
     "convert": "Write a model in another precision or layout.",
     "train": "Train a model from scratch.",
     "bench": "Measure this machine, and what Headrace does on it.",
-    "doctor": "Compare this machine's results with reference results.",
+    "doctor": "Say whether this machine computes what it should, and how fast.",
 }
 
 TRACEBACK_SWITCH = "HEADRACE_TRACEBACK"

@@ -14,8 +14,8 @@ import torch
 from headrace import __version__
 from headrace.device import multiplies_bf16
 from headrace.doctor.finding import Finding, Subject, measured, told
+from headrace.doctor.precisions import label
 from headrace.memory.process import available_bytes
-from headrace.quant.linear import multiplies_fp8
 
 # Instructions that products in bf16 and int8 are made of; torch's names for them.
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "neon", "sve")
@@ -54,7 +54,7 @@ def gpu_facts(device: torch.device) -> Iterator[Finding]:
     capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
     abilities = [
         f"bf16 {'multiplied' if multiplies_bf16(device) else 'emulated'}",
-        f"fp8 {'multiplied' if multiplies_fp8(device) else 'weights only'}",
+        label("fp8", device),
     ]
     facts = [properties.name, toolkit, *([f"driver {driver}"] if driver else []), f"compute capability {capability}"]
     yield told(Subject("processor", str(device)), ", ".join((*facts, *abilities)))
