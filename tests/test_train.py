@@ -53,7 +53,7 @@ TRANSFORMER = transformer.TransformerTraining(
         qk_norm=True,
         tie_word_embeddings=True,
     ),
-    text=transformer.TextSettings("qwen", (1, 2, 3), "right", 40),
+    text=transformer.TextSettings("qwen", (1, 2, 3), "right", 96),
     sizes=((32, 32), (48, 32)),
     main_size_steps=1,
     loop=LOOP,
@@ -199,7 +199,7 @@ def test_export_loads_and_draws(
     picture = headrace.load(tmp_path, precision="fp32").generate("a cat", seed=1)
     assert picture.image.size == (32, 48)
     assert picture.recipe.steps == 3
-    assert json.loads((tmp_path / "headrace.json").read_text(encoding="utf-8"))["text_length"] == 40
+    assert json.loads((tmp_path / "headrace.json").read_text(encoding="utf-8"))["text_length"] == 96
 
 
 def test_command_trains_and_resumes(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from headrace.nn.config import AutoencoderConfig
 from headrace.train import run, shards
 from headrace.train.loop import Loop, learn
 from headrace.world.colors import RGB
-from headrace.world.draw import draw
-from headrace.world.scene import scene
+from headrace.world.draw import picture
+from headrace.world.layout import scene
+from headrace.world.scene import plain
 
 CROP = 64
 """Side of the crops in pixels: most of a picture is plain, so crops around objects teach more per pixel."""
@@ -102,12 +103,12 @@ def _picture(seed: int, whole: bool) -> Image.Image:
     drawn = scene(seed)
     chance = random.Random(f"crop/{seed}")
     if chance.random() < 0.5:
-        drawn = dataclasses.replace(drawn, background=_color(chance))
-    picture = draw(drawn)
+        drawn = dataclasses.replace(drawn, background=plain(_color(chance)))
+    image = picture(drawn)
     if whole:
-        return picture
+        return image
     left, top = chance.randrange(drawn.width - CROP + 1), chance.randrange(drawn.height - CROP + 1)
-    return picture.crop((left, top, left + CROP, top + CROP))
+    return image.crop((left, top, left + CROP, top + CROP))
 
 
 def _color(chance: random.Random) -> RGB:
@@ -147,7 +148,7 @@ def measure_statistics(model: Autoencoder, *, seed: int, pictures: int = 1024) -
     total = torch.zeros(model.config.token_channels, dtype=torch.float64)
     squares, count = total.clone(), 0
     for start in range(0, pictures, 64):
-        images = run.to_tensor([draw(scene(seed * 1_000_000_007 + start + i)) for i in range(64)])
+        images = run.to_tensor([picture(scene(seed * 1_000_000_007 + start + i)) for i in range(64)])
         tokens = patchify(model.encode_moments(images)[0]).double().transpose(0, 1).flatten(1)
         total += tokens.sum(1)
         squares += tokens.square().sum(1)
@@ -162,7 +163,7 @@ def decibels(model: Autoencoder, *, pictures: int = 256) -> float:
     """Mean peak signal-to-noise ratio in dB of held-out whole pictures sent through encoder and decoder."""
     ratios = []
     for start in range(0, pictures, 32):
-        images = run.to_tensor([draw(scene(start + i, stream="eval")) for i in range(32)])
+        images = run.to_tensor([picture(scene(start + i, side="eval")) for i in range(32)])
         decoded = model.decode(model.encode(images)).clamp(-1, 1)
         ratios.append(10 * torch.log10(4 / F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))))
     return float(torch.cat(ratios).mean())

@@ -11,8 +11,8 @@ import torch
 
 from headrace.nn.autoencoder import Autoencoder
 from headrace.train import run
-from headrace.world.draw import draw
-from headrace.world.scene import scene
+from headrace.world.draw import picture
+from headrace.world.layout import scene
 
 CHUNK = 32
 THREADS = 2
@@ -36,7 +36,7 @@ def encode_scenes(autoencoder: Autoencoder, count: int, size: tuple[int, int], f
 
         def encode(start: int) -> None:
             seeds = range(start, min(start + CHUNK, count))
-            images = run.to_tensor([draw(scene(seed, width, height)) for seed in seeds])
+            images = run.to_tensor([picture(scene(seed, width, height)) for seed in seeds])
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 encoded = autoencoder.encode(images.to(memory_format=torch.channels_last))
             latents[seeds.start : seeds.stop] = encoded.flatten(2).transpose(1, 2).float().numpy()

@@ -42,7 +42,7 @@ def learn_tokenizer(captions: Iterable[str], vocabulary: int) -> Tokenizer:
         min_frequency=2,
         show_progress=False,
     )
-    pieces = [piece for piece in TEMPLATE_PIECES for _ in range(1000)]
+    pieces = [piece for piece in TEMPLATE_PIECES for _ in range(50_000)]
     tokenizer.train_from_iterator([*pieces, *captions], trainer)
     return tokenizer
 

@@ -34,8 +34,8 @@ from headrace.train import run, shards
 from headrace.train.latents import Latents
 from headrace.train.loop import Loop, learn
 from headrace.train.tokenizer import learn_tokenizer, save_tokenizer
-from headrace.world.captions import caption
-from headrace.world.scene import scene
+from headrace.world.captions import LANGUAGES, caption
+from headrace.world.layout import scene
 
 ADAM_ONLY = ("embed_tokens", "img_in", "txt_in", "time_in", "modulation", "final_layer")
 """Embeddings and the layers at the network's ends, which Muon does not suit."""
@@ -110,7 +110,7 @@ class TransformerTraining:
             tie_word_embeddings=True,
         )
     )
-    text: TextSettings = field(default_factory=lambda: TextSettings("qwen", (2, 3, 4), "right", 64))
+    text: TextSettings = field(default_factory=lambda: TextSettings("qwen", (2, 3, 4), "right", 96))
     sizes: tuple[tuple[int, int], ...] = ((128, 128), (160, 96), (96, 160))
     main_size_steps: int = 4
     loop: Loop = SPRITE
@@ -230,7 +230,9 @@ def draw_batch(
     times = torch.sigmoid(config.time_mean + config.time_deviation * torch.special.ndtri(even.clamp(1e-4, 1 - 1e-4)))
     wording = random.Random(f"wording/{config.loop.seed}/{step}")
     prompts = [
-        "" if wording.random() < config.empty_share else caption(scene(int(seed), *size), wording.getrandbits(48))
+        ""
+        if wording.random() < config.empty_share
+        else caption(scene(int(seed), *size), wording.getrandbits(48), language=wording.choice(tuple(LANGUAGES)))
         for seed in chosen
     ]
     token_ids, mask = tokenize(tokenizer, prompts)
@@ -241,7 +243,11 @@ def prepare_tokenizer(folder: Path, config: TransformerTraining) -> PromptTokeni
     """The tokenizer in ``folder``; where there is none, it is learned from captions of the first scenes."""
     file = folder / "tokenizer.json"
     if not file.exists():
-        captions = (caption(scene(seed), seed) for seed in range(CAPTIONS_FOR_TOKENIZER))
+        captions = (
+            caption(scene(seed), seed, language=language)
+            for seed in range(CAPTIONS_FOR_TOKENIZER)
+            for language in LANGUAGES
+        )
         save_tokenizer(learn_tokenizer(captions, config.language_model.vocab_size), folder)
     return load_tokenizer(file, config.text)
 

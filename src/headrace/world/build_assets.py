@@ -1,74 +1,34 @@
-"""Makes ``assets/objects.webp`` and ``assets/objects.json`` from the Noto Color Emoji font.
+"""Makes the shipped pictures and fonts from what others publish. Only needed to change the set of objects or faces.
 
-Run ``python -m headrace.world.build_assets FONT`` with the path of ``NotoColorEmoji.ttf`` (Debian's package
-``fonts-noto-color-emoji``). Only needed to change the set of objects: the result is shipped.
+``python -m headrace.world.build_assets EMOJI CLDR FONTS`` with the path of
+
+- ``NotoColorEmoji.ttf`` (Debian's package ``fonts-noto-color-emoji``),
+- the unpacked npm package ``cldr-annotations-full``, against which the objects' names are checked,
+- a folder with the files of `FACES` (npm packages ``@expo-google-fonts/nunito``, ``roboto-slab``, ``courier-prime``).
+
+Needs ``fonttools``, which nothing else here does.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from headrace.world.objects import CELL
+from headrace.world.letters import CHARACTERS
+from headrace.world.objects import CELL, COLUMNS, ObjectKind, kinds
 
 BITMAP_SIZE = 109
-"""The only size at which the font's bitmaps can be drawn."""
+"""The only size at which the emoji font's bitmaps can be drawn."""
 
-COLUMNS = 8
-
-OBJECTS: tuple[tuple[str, str | None, str], ...] = (
-    ("apple", "red", "🍎"),
-    ("banana", "yellow", "🍌"),
-    ("strawberry", "red", "🍓"),
-    ("watermelon", None, "🍉"),
-    ("pineapple", "yellow", "🍍"),
-    ("carrot", "orange", "🥕"),
-    ("mushroom", "red", "🍄"),
-    ("pizza", None, "🍕"),
-    ("hamburger", None, "🍔"),
-    ("cupcake", None, "🧁"),
-    ("donut", "brown", "🍩"),
-    ("cat", None, "🐱"),
-    ("dog", None, "🐶"),
-    ("frog", "green", "🐸"),
-    ("panda", None, "🐼"),
-    ("pig", "pink", "🐷"),
-    ("fox", "orange", "🦊"),
-    ("lion", None, "🦁"),
-    ("penguin", None, "🐧"),
-    ("owl", "brown", "🦉"),
-    ("duck", None, "🦆"),
-    ("fish", "blue", "🐟"),
-    ("octopus", "red", "🐙"),
-    ("butterfly", "orange", "🦋"),
-    ("ladybug", "red", "🐞"),
-    ("turtle", "green", "🐢"),
-    ("rose", "red", "🌹"),
-    ("sunflower", "yellow", "🌻"),
-    ("cactus", "green", "🌵"),
-    ("tree", "green", "🌳"),
-    ("star", "yellow", "⭐"),
-    ("moon", "yellow", "🌙"),
-    ("heart", "red", "❤️"),
-    ("rocket", None, "🚀"),
-    ("car", "red", "🚗"),
-    ("bus", "blue", "🚌"),
-    ("airplane", "blue", "✈️"),
-    ("house", None, "🏠"),
-    ("castle", "grey", "🏰"),
-    ("umbrella", "purple", "☂️"),
-    ("balloon", "red", "🎈"),
-    ("guitar", "red", "🎸"),
-    ("clock", "red", "⏰"),
-    ("key", "yellow", "🔑"),
-    ("crown", "yellow", "👑"),
-    ("robot", "grey", "🤖"),
-    ("ghost", "white", "👻"),
-    ("snowman", "white", "⛄"),
-)
+FACES = {
+    "sans": "Nunito_800ExtraBold.ttf",
+    "serif": "RobotoSlab_800ExtraBold.ttf",
+    "typewriter": "CourierPrime_700Bold.ttf",
+}
 
 
 def cell(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
@@ -82,17 +42,47 @@ def cell(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     return square.resize((CELL, CELL), Image.Resampling.LANCZOS)
 
 
-def build(font_file: Path, folder: Path) -> None:
-    """Writes the atlas and its list into ``folder``."""
+def build_atlas(font_file: Path, folder: Path) -> None:
+    """Writes ``objects.webp``: a cell for each object, row by row."""
     font = ImageFont.truetype(str(font_file), BITMAP_SIZE)
-    rows = -(-len(OBJECTS) // COLUMNS)
+    rows = -(-len(kinds()) // COLUMNS)
     atlas = Image.new("RGBA", (COLUMNS * CELL, rows * CELL), (0, 0, 0, 0))
-    for index, (_, _, character) in enumerate(OBJECTS):
-        atlas.paste(cell(character, font), ((index % COLUMNS) * CELL, (index // COLUMNS) * CELL))
+    for index, kind in enumerate(kinds()):
+        atlas.paste(cell(kind.emoji, font), ((index % COLUMNS) * CELL, (index // COLUMNS) * CELL))
     atlas.save(folder / "objects.webp", lossless=True, quality=100, method=6)
-    listing = {"objects": [{"name": name, "color": color} for name, color, _ in OBJECTS]}
-    (folder / "objects.json").write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+
+
+def names_not_in_cldr(package: Path, objects: Sequence[ObjectKind]) -> list[str]:
+    """Names that are neither a name or a keyword of their emoji in CLDR, nor a word of either."""
+    unknown = []
+    for language in ("en", "fr"):
+        text = (package / "annotations" / language / "annotations.json").read_text(encoding="utf-8")
+        annotations = json.loads(text)["annotations"]["annotations"]
+        for kind in objects:
+            entry = annotations[kind.emoji.removesuffix("\ufe0f")]
+            name = kind.name if language == "en" else kind.french
+            if not any(f" {name} " in f" {known} " for known in (*entry["tts"], *entry["default"])):
+                unknown.append(f"{kind.emoji} {language}: {name}")
+    return unknown
+
+
+def build_faces(fonts: Path, folder: Path) -> None:
+    """Writes the faces with nothing in them but the letters that are used."""
+    from fontTools import subset
+
+    for face, file in FACES.items():
+        options = subset.Options(layout_features=[], hinting=False, name_IDs=[0, 1, 2, 13, 14])
+        font = subset.load_font(str(fonts / file), options)
+        subsetter = subset.Subsetter(options)
+        subsetter.populate(text=CHARACTERS + " ")
+        subsetter.subset(font)
+        subset.save_font(font, str(folder / f"{face}.ttf"), options)
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), Path(__file__).parent / "assets")
+    emoji, cldr, faces = map(Path, sys.argv[1:])
+    assets = Path(__file__).parent / "assets"
+    if strangers := names_not_in_cldr(cldr, kinds()):
+        sys.exit("CLDR does not know these names: " + ", ".join(strangers))
+    build_atlas(emoji, assets)
+    build_faces(faces, assets)

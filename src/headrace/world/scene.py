@@ -1,96 +1,191 @@
-"""A scene: everything that a drawn picture shows, as a pure function of a seed."""
+"""A scene: everything that a drawn picture shows, exactly. All lengths and places are in pixels, y pointing down."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
-from headrace.world import colors, objects
-from headrace.world.colors import RGB
+from headrace.world.colors import RGB, Color
 
-SIZES: dict[str, float] = {"large": 0.72, "medium": 0.5, "small": 0.32}
-"""Side of an object's square as a share of the picture's shorter side."""
 
-PAIR_SHARE = 0.42
-"""The same for each object of a pair."""
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of whole pixels; ``right`` and ``bottom`` are the first column and row outside it."""
 
-RELATIONS: dict[str, tuple[int, int]] = {
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def center(self) -> tuple[float, float]:
+        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is behind everything.
+
+    kind: "plain" has one colour, the others two. "gradient" goes from the first colour at the start to the second at
+    the end; "striped" has stripes of the two in turn; "checked" has squares of the two.
+    direction: where the colours change, "across" (left to right), "down" (top to bottom) or, for gradients and stripes,
+    "diagonal" (top left to bottom right); "" for the other kinds.
+    band: width of a stripe, or side of a square, in pixels; 0 for the other kinds.
+    """
+
+    kind: str
+    colors: tuple[Color, ...]
+    direction: str = ""
+    band: int = 0
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one copy of an object or a figure differs from its ordinary looks.
+
+    tint: drawn in shades of this colour. lower: then the lower half is drawn in shades of this one. hue: the hue is
+    turned by so many degrees. mirrored: left and right are exchanged. Only ``tint`` is ever said in a caption.
+    """
+
+    tint: Color | None = None
+    lower: Color | None = None
+    hue: int = 0
+    mirrored: bool = False
+
+
+ORDINARY = Look()
+
+
+@dataclass(frozen=True)
+class Group:
+    """One or more copies of an object, all of one look and size.
+
+    name: of the object, as in `headrace.world.objects`. size: "large", "medium", "small", or None where the size is
+    nothing to speak of. boxes: the square cell of each copy; the object touches two opposite sides of it, and nothing
+    of it, save its shadow, is outside.
+    """
+
+    name: str
+    look: Look
+    size: str | None
+    boxes: tuple[Box, ...]
+
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """COCO-18 keypoints in the order of `headrace.world.skeletons.KEYPOINTS`; None where a point is not seen.
+
+    name: of the pose, as in `headrace.world.skeletons.POSES`, where it is one that can be asked for.
+    """
+
+    keypoints: tuple[Point | None, ...]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A character in a pose. ``look.tint`` is the colour of its body or jacket, ``look.lower`` that of its legs.
+
+    character: as in `headrace.world.figures.CHARACTERS`. box: nothing of the figure, save its shadow, is outside.
+    """
+
+    character: str
+    look: Look
+    pose: Pose
+    box: Box
+
+
+Thing = Group | Figure
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Where a thing is: ``subject`` and ``others`` are indices into the scene's things.
+
+    kind: "left of", "right of", "above", "below" (one other), "between" (two others), or one of `CORNERS` (none).
+    """
+
+    kind: str
+    subject: int
+    others: tuple[int, ...] = ()
+
+
+SIDES: dict[str, tuple[int, int]] = {
     "left of": (-1, 0),
     "right of": (1, 0),
     "above": (0, -1),
     "below": (0, 1),
 }
-"""Relation of the first object to the second, and the direction (x, y) of the first from the centre."""
+"""Relations to one other thing, and the direction (x, y) of the subject seen from it."""
 
-JITTER = 0.04
-"""How far an object may stand from its nominal place, as a share of the picture's shorter side."""
+CORNERS: dict[str, tuple[int, int]] = {
+    "top left": (-1, -1),
+    "top right": (1, -1),
+    "bottom left": (-1, 1),
+    "bottom right": (1, 1),
+}
+"""The corners of a picture, and their directions (x, y) from its middle."""
 
 
 @dataclass(frozen=True)
-class PlacedObject:
-    """An object in a picture: ``left``, ``top`` and ``side`` in pixels of its square; ``size`` is None in a pair."""
+class Glyph:
+    """A letter of a text and the tight box of its ink."""
 
-    name: str
-    size: str | None
-    left: int
-    top: int
-    side: int
+    character: str
+    box: Box
+
+
+@dataclass(frozen=True)
+class Text:
+    """A word or two to be read.
+
+    face: "sans", "serif" or "typewriter". size: of the font in pixels. place: "top", "middle", "bottom" or one of
+    `CORNERS`. glyphs: without the spaces. box: of all the ink.
+    """
+
+    text: str
+    face: str
+    color: Color
+    place: str
+    size: int
+    origin: tuple[int, int]
+    glyphs: tuple[Glyph, ...]
+    box: Box
+
+
+LIGHTS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
+"""Where the light can come from, and the direction (x, y) of it from the middle."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows. ``relation`` says where the first object is, seen from the second; None for one object.
+    """What one picture of ``width`` x ``height`` pixels shows, drawn in this order.
 
-    ``background_name`` is the background's name where it has one, else None; ``background`` is exact in both cases.
+    things: objects and figures, which do not overlap. relations: those that the layout was made for; they hold, but
+    others may hold too. texts: nothing covers them. light: one of `LIGHTS`; shadows fall away from it. skeletons:
+    poses drawn as OpenPose draws them, in a scene that shows nothing else.
     """
 
     width: int
     height: int
-    background: RGB
-    background_name: str | None
-    objects: tuple[PlacedObject, ...]
-    relation: str | None
+    background: Background
+    things: tuple[Thing, ...] = ()
+    relations: tuple[Relation, ...] = ()
+    texts: tuple[Text, ...] = ()
+    light: str = "above"
+    skeletons: tuple[Pose, ...] = ()
 
 
-def scene(seed: int, width: int = 128, height: int = 128, *, stream: str = "train") -> Scene:
-    """The scene of this seed at ``width`` x ``height`` pixels. The result depends on nothing but the arguments.
-
-    Each stream ("train", "eval", ...) is a series of its own; the world is small enough for a scene to be in both.
-    """
-    draw = random.Random(f"scene/{stream}/{seed}")
-    background_name: str | None
-    background_name, background = draw.choice(tuple(colors.NAMED.items()))
-    if draw.random() < 0.12:
-        background_name = None
-        background = (draw.randrange(256), draw.randrange(256), draw.randrange(256))
-    names = [kind.name for kind in objects.kinds()]
-    if draw.random() < 0.25:
-        relation = draw.choice(tuple(RELATIONS))
-        first, second = draw.sample(names, 2)
-        toward_x, toward_y = RELATIONS[relation]
-        placed = (
-            _place(draw, first, None, PAIR_SHARE, width, height, toward_x, toward_y),
-            _place(draw, second, None, PAIR_SHARE, width, height, -toward_x, -toward_y),
-        )
-        return Scene(width, height, background, background_name, placed, relation)
-    size = draw.choices(tuple(SIZES), weights=(6, 2, 2))[0]
-    single = _place(draw, draw.choice(names), size, SIZES[size], width, height, 0, 0)
-    return Scene(width, height, background, background_name, (single,), None)
-
-
-def _place(
-    draw: random.Random,
-    name: str,
-    size: str | None,
-    share: float,
-    width: int,
-    height: int,
-    toward_x: int,
-    toward_y: int,
-) -> PlacedObject:
-    shorter = min(width, height)
-    side = round(share * shorter)
-    reach = (PAIR_SHARE / 2 + JITTER) * shorter
-    left = width / 2 + toward_x * reach + draw.uniform(-JITTER, JITTER) * shorter - side / 2
-    top = height / 2 + toward_y * reach + draw.uniform(-JITTER, JITTER) * shorter - side / 2
-    return PlacedObject(name, size, round(left), round(top), side)
+def plain(color: RGB | Color) -> Background:
+    """A background of one colour."""
+    return Background("plain", (color if isinstance(color, Color) else Color(color),))
