@@ -383,6 +383,14 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_that_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine, "gettempdir", lambda: "/temporary")
+    monkeypatch.setattr(examine, "HF_HUB_CACHE", str(tmp_path))
+    assert examine.default_folder() == tmp_path
+    monkeypatch.setattr(examine, "HF_HUB_CACHE", str(tmp_path / "none"))
+    assert examine.default_folder() == Path("/temporary")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "--models",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="A folder on the disk that models are read from; about 500 MB are written there and deleted. Default: the "
+    help="A folder on the disk that models are read from; 450 MB are written there and deleted. Default: the "
     "hub's cache.",
 )
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -27,8 +28,7 @@ from headrace.errors import HeadraceError, RequestError
 def checks(folder: Path | None = None) -> Iterator[list[Check]]:
     """The checks, to be run within the block; what they write is deleted after it.
 
-    folder: on the disk that models are read from, by default the hub's cache, or where temporary files go when there
-    is none yet. Raises RequestError for one that does not exist.
+    folder: on the disk that models are read from. Raises RequestError for one that does not exist.
     """
     folder = default_folder() if folder is None else folder
     if not folder.is_dir():
@@ -48,9 +48,9 @@ def checks(folder: Path | None = None) -> Iterator[list[Check]]:
 
 
 def default_folder() -> Path:
-    """Where models are read from, as far as it exists already."""
+    """The hub's cache, or the folder of temporary files where that is not there yet or takes no files."""
     cache_folder = Path(HF_HUB_CACHE)
-    return cache_folder if cache_folder.is_dir() else Path(gettempdir())
+    return cache_folder if cache_folder.is_dir() and os.access(cache_folder, os.W_OK) else Path(gettempdir())
 
 
 def _checks(folder: Path, model: Callable[[], Checkpoint], found: Sequence[torch.device]) -> Iterator[Check]:

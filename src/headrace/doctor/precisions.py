@@ -31,8 +31,8 @@ from headrace.quant.linear import multiplies_fp8
 # 45. Eight bits: the bounds of single layers (benchmarks/quality.md), to whose error the blocks' own path around them
 # adds none; measured 39, 37 and 43.
 BLOCK_BOUNDS = {"fp32": 90.0, "bf16": 40.0, "fp8 weight-only": 31.0, "fp8 W8A8": 28.0, "int8": 37.0}
-# Of encoder and decoder. fp32 leaves room for TF32, in which torch lets GPUs convolve; fp32 on a CPU measured
-# 129 and 132, bf16 45 and 50.
+# Of encoder and decoder. fp32 leaves room for TF32, in which torch lets GPUs convolve; on a CPU it measured 129 and
+# 132, and bf16 45 and 50.
 CONVOLUTION_BOUNDS = {"fp32": 50.0, "bf16": 38.0}
 
 TEXT, ROWS, COLUMNS = 64, 16, 32
