@@ -60,6 +60,8 @@ def test_importing_headrace_is_light() -> None:
         ["doctor", "--help"],
         ["convert", "--help"],
         ["bench", "quality", "--help"],
+        ["run", "--help"],
+        ["run", "none.json", "--to-api"],
         ["train", "--help"],
         ["no-such-command"],
     ],

@@ -21,6 +21,7 @@ COMMANDS = {
     "models": "List the models Headrace knows, with sizes and licences.",
     "inspect": "Say what a model file or folder holds.",
     "convert": "Write a model in another precision or layout.",
+    "run": "Read a ComfyUI workflow: print its API form, or list what can be set.",
     "train": "Train a model from scratch.",
     "bench": "Measure this machine, and what Headrace does on it.",
     "doctor": "Say whether this machine computes what it should, and how fast.",

@@ -1,0 +1,492 @@
+"""A saved workflow to the graph that ComfyUI's page would send: sub-graphs unfolded, everything that only draws gone.
+
+The rules are those of ComfyUI's own page (ComfyUI_frontend 1.58):
+
+* A node gives its widgets' values, which `widgets_values` holds in order, and then its links, each followed to a node
+  that computes something. A link that ends nowhere leaves the widget's value, if there is one.
+* A bypassed node passes on the input at the place of the output if its type fits, else the first of that type; a muted
+  one gives nothing.
+* Reroutes and Get/Set pairs pass on, primitives give their value, notes vanish.
+* A node inside a sub-graph gets the id `instance:inner`. What is linked to the sub-graph's input from outside comes
+  first, then the value that the instance keeps for it, then the value of the first inner widget that it leads to.
+
+Where the page loses what somebody drew, this does not: a primitive's value comes through reroutes and into sub-graphs,
+a sub-graph may hand its input through, and a muted one inside another does not run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from headrace.comfy.graph import MAX_NODES, Graph, Link, ModelFile, Node
+from headrace.comfy.prompts import choose, fill_in
+from headrace.comfy.saved import BYPASSED, MUTED, Boundary, SavedGraph, SavedLink, SavedNode, SavedWorkflow, Slot
+from headrace.comfy.specs import ANY, SPECS, Input
+from headrace.errors import RequestError
+
+MAX_DEPTH = 32
+# Links followed in all; a workflow of a thousand nodes takes some ten thousand.
+MAX_HOPS = 1_000_000
+
+_NOTES = frozenset({"Note", "MarkdownNote"})
+_REROUTES = frozenset({"Reroute", "Reroute (rgthree)", "SetNode"})
+_PRIMITIVE, _GET, _SET = "PrimitiveNode", "GetNode", "SetNode"
+_DRAWN_ONLY = _NOTES | _REROUTES | {_PRIMITIVE, _GET}
+
+_SEED_CONTROLS = ("fixed", "increment", "decrement", "randomize", "increment-wrap")
+# What the page keeps beside the values of an input, under names that no node has.
+_PAGE_ONLY = frozenset({"control_after_generate", "upload"})
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """The outermost graph, or one instance of a sub-graph.
+
+    path: the ids of the instances around, each with a colon; values: what the instance keeps for its inputs, by their
+    place; inner_values: the same for inner widgets that no input leads to, by node and name.
+    """
+
+    graph: SavedGraph
+    path: str = ""
+    instance: SavedNode | None = None
+    parent: _Scope | None = None
+    values: Mapping[int, Any] = field(default_factory=dict)
+    inner_values: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A value that stands where a link was; typed: put into the widget itself, as a primitive does."""
+
+    value: Any
+    typed: bool = False
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The graph, and those of its nodes whose values are not all known, because nothing tells which is which."""
+
+    graph: Graph
+    unread: tuple[Node, ...]
+
+
+def expand(saved: SavedWorkflow) -> Expansion:
+    """Raises RequestError where sub-graphs or links run in circles, are too many, or are of a kind that is not read."""
+    return _Expander(saved).run()
+
+
+class _Expander:
+    def __init__(self, saved: SavedWorkflow) -> None:
+        self.saved = saved
+        self.children: dict[str, _Scope] = {}
+        self.hops = 0
+
+    def run(self) -> Expansion:
+        scopes = list(self._scopes())
+        nodes: dict[str, Node] = {}
+        unread: list[Node] = []
+        prompts: list[tuple[str, str]] = []
+        seeds: list[int] = []
+        for scope in scopes:
+            for saved in scope.graph.nodes.values():
+                if not saved.runs or saved.type in _DRAWN_ONLY or saved.type in self.saved.definitions:
+                    continue
+                node, complete, dynamic = self._node(scope, saved)
+                nodes[node.id] = node
+                if len(nodes) > MAX_NODES:
+                    raise RequestError(f"The workflow unfolds to more than {MAX_NODES:,} nodes, the most that are run.")
+                if not complete:
+                    unread.append(node)
+                prompts += ((node.id, name) for name in dynamic)
+                controlled = (node.inputs.get(entry.name) for entry in _known_inputs(saved) if entry.control)
+                seeds += (value for value in controlled if isinstance(value, int))
+        for key, name in prompts:
+            # ComfyUI draws anew each time; here the same workflow gives the same picture.
+            text = choose(nodes[key].inputs[name], random.Random(f"{seeds}:{key}"))
+            nodes[key] = replace(nodes[key], inputs={**nodes[key].inputs, name: text})
+        for key, node in nodes.items():
+            prefix = node.inputs.get("filename_prefix")
+            if node.class_type in SPECS and isinstance(prefix, str):
+                filled = fill_in(prefix, self._value_named)
+                nodes[key] = replace(node, inputs={**node.inputs, "filename_prefix": filled})
+        return Expansion(Graph(nodes, files=tuple(_files(scopes))), tuple(unread))
+
+    def _scopes(self) -> Iterator[_Scope]:
+        """Every graph that runs, instances of sub-graphs after the graph that they stand in."""
+        pending = [_Scope(self.saved.graph)]
+        instances = 0
+        while pending:
+            scope = pending.pop()
+            yield scope
+            for node in scope.graph.nodes.values():
+                if node.type.startswith(("workflow>", "workflow/")):
+                    raise RequestError(
+                        f'The workflow has the group node "{node.type[9:]}", a kind that ComfyUI has replaced by '
+                        "sub-graphs: open the workflow in a current ComfyUI and save it again."
+                    )
+                if node.type in self.saved.definitions and node.runs:
+                    instances += 1
+                    if instances > MAX_NODES:
+                        raise RequestError(f"The workflow has more than {MAX_NODES:,} sub-graphs within each other.")
+                    pending.append(self._child(scope, node))
+
+    def _child(self, scope: _Scope, instance: SavedNode) -> _Scope:
+        path = f"{scope.path}{instance.id}:"
+        if path not in self.children:
+            if path.count(":") > MAX_DEPTH:
+                raise RequestError(
+                    f"The workflow's sub-graphs stand in each other more than {MAX_DEPTH} deep, or in themselves."
+                )
+            definition = self.saved.definitions[instance.type]
+            values, inner_values = self._instance_values(scope, instance, definition)
+            self.children[path] = _Scope(definition, path, instance, scope, values, inner_values)
+        return self.children[path]
+
+    # What an instance of a sub-graph keeps for its inputs.
+
+    def _instance_values(
+        self, scope: _Scope, instance: SavedNode, definition: SavedGraph
+    ) -> tuple[dict[int, Any], dict[tuple[str, str], Any]]:
+        saved = instance.values if isinstance(instance.values, list) else []
+        kept = {
+            entry["originalEntry"][1]: entry["hostValue"]
+            for entry in _entries(instance.properties.get("proxyWidgetErrorQuarantine"))
+            if entry["originalEntry"][0] == "-1" and entry.get("hostValue") is not None
+        }
+        values: dict[int, Any] = {}
+        position = 0
+        for number, boundary in enumerate(definition.inputs):
+            if not self._leads_to_widget(definition, boundary, MAX_DEPTH):
+                continue
+            value = saved[position] if position < len(saved) else instance.named_values.get(boundary.name)
+            value = kept.get(boundary.name, value)
+            if value is not None:
+                values[number] = value
+            position += 1
+        inner_values: dict[tuple[str, str], Any] = {}
+        for position, (node, name) in enumerate(_proxies(instance)):
+            value = saved[position] if position < len(saved) else None
+            if value is None:
+                continue
+            place = self._input_for(definition, node, name)
+            if place is None:
+                inner_values[node, name] = value
+            else:
+                values[place] = value
+        for number, boundary in enumerate(definition.inputs):
+            # The graph around may itself keep a value for this instance.
+            outer = scope.inner_values.get((instance.id, boundary.name))
+            if outer is not None:
+                values[number] = outer
+        return values, inner_values
+
+    def _input_for(self, definition: SavedGraph, node: str, name: str) -> int | None:
+        """The input of a sub-graph that leads to this widget of this inner node; -1 stands for the sub-graph itself."""
+        for number, boundary in enumerate(definition.inputs):
+            if node == "-1":
+                if boundary.name == name:
+                    return number
+                continue
+            for target, slot in self._targets(definition, boundary):
+                if target.id == node and slot.name == name:
+                    return number
+        return None
+
+    def _targets(self, graph: SavedGraph, boundary: Boundary) -> Iterator[tuple[SavedNode, Slot]]:
+        for key in boundary.links:
+            link = graph.links.get(key)
+            target = graph.nodes.get(link.target) if link else None
+            if link is None or target is None:
+                continue
+            self._count()
+            slot = next((slot for slot in target.inputs if slot.link == key), None)
+            if slot is None and link.target_slot < len(target.inputs):
+                slot = target.inputs[link.target_slot]
+            if slot is not None:
+                yield target, slot
+
+    def _leads_to_widget(self, graph: SavedGraph, boundary: Boundary, depth: int) -> bool:
+        for target, slot in self._targets(graph, boundary):
+            definition = self.saved.definitions.get(target.type)
+            if definition is None:
+                known = _known_input(target, slot.name)
+                if known.is_widget if known else slot.widget:
+                    return True
+            elif depth:
+                inner = next((entry for entry in definition.inputs if entry.name == slot.name), None)
+                if inner is not None and self._leads_to_widget(definition, inner, depth - 1):
+                    return True
+        return False
+
+    def _default(self, scope: _Scope, number: int) -> Any:
+        """The value of the first inner widget that an input of a sub-graph leads to; None where there is none."""
+        for target, slot in self._targets(scope.graph, scope.graph.inputs[number]):
+            if target.type in self.saved.definitions:
+                child = self._child(scope, target)
+                inner = next((n for n, entry in enumerate(child.graph.inputs) if entry.name == slot.name), None)
+                if inner is not None:
+                    value = child.values[inner] if inner in child.values else self._default(child, inner)
+                    if value is not None:
+                        return value
+            else:
+                known = _known_input(target, slot.name)
+                if known.is_widget if known else slot.widget:
+                    return _own_values(target)[0].get(slot.name)
+        return None
+
+    # Nodes and their links.
+
+    def _node(self, scope: _Scope, saved: SavedNode) -> tuple[Node, bool, list[str]]:
+        """The node as it runs, whether all of its values are known, and which of them are prompts with choices."""
+        inputs, complete = _own_values(saved)
+        dynamic = {entry.name for entry in _known_inputs(saved) if entry.dynamic_prompt}
+        for (node, name), value in scope.inner_values.items():
+            if node == saved.id and name in inputs:
+                inputs[name] = value
+                dynamic.discard(name)
+        for slot in _slots(saved):
+            source = self._follow_input(scope, saved, slot) if slot.link is not None else None
+            if isinstance(source, _Constant):
+                inputs[slot.name] = source.value
+                if not source.typed:
+                    dynamic.discard(slot.name)
+            elif source is not None:
+                inputs[slot.name] = source
+        title = saved.title or saved.type
+        texts = [name for name in dynamic if isinstance(inputs.get(name), str)]
+        return Node(scope.path + saved.id, saved.type, inputs, title), complete, texts
+
+    def _follow_input(self, scope: _Scope, node: SavedNode, slot: Slot) -> Link | _Constant | None:
+        """Where the value of an input comes from: a node that runs, a constant, or nowhere."""
+        wanted = slot.type
+        seen: set[tuple[str, str, str]] = set()
+        while True:
+            self._count()
+            place = (scope.path, node.id, slot.name)
+            if place in seen:
+                raise RequestError(
+                    f"The workflow's links run in a circle through node {scope.path}{node.id}; cut one of them."
+                )
+            seen.add(place)
+            link = scope.graph.links.get(slot.link) if slot.link is not None else None
+            if link is None:
+                return None
+            origin, number = link.origin, link.origin_slot
+            # Go inwards, to the node inside a sub-graph that makes what its instance gives.
+            while origin in scope.graph.nodes:
+                self._count()
+                node = scope.graph.nodes[origin]
+                definition = self.saved.definitions.get(node.type)
+                if definition is None or not node.runs:
+                    break
+                inner = _link_to_output(definition, number)
+                if inner is None:
+                    return None
+                scope = self._child(scope, node)
+                origin, number = inner.origin, inner.origin_slot
+            if origin in scope.graph.nodes:
+                taken = self._take_output(scope, node, number, wanted)
+                if not isinstance(taken, tuple):
+                    return taken
+                scope, node, slot, wanted = taken
+                continue
+            # The link comes in from around the sub-graph.
+            instance, parent = scope.instance, scope.parent
+            if (
+                origin != scope.graph.input_node
+                or instance is None
+                or parent is None
+                or number >= len(scope.graph.inputs)
+            ):
+                return None
+            outer = next((entry for entry in _instance_slots(instance, scope.graph) if entry[0] == number), None)
+            if outer is None or outer[1].link is None:
+                value = scope.values[number] if number in scope.values else self._default(scope, number)
+                return None if value is None else _Constant(value)
+            scope, node, slot = parent, instance, outer[1]
+            wanted = slot.type
+
+    def _take_output(
+        self, scope: _Scope, node: SavedNode, number: int, wanted: str
+    ) -> tuple[_Scope, SavedNode, Slot, str] | Link | _Constant | None:
+        """What an output of a node is: the node itself, a constant, nothing, or an input of it to be followed."""
+        if node.type == _PRIMITIVE:  # gives its value whatever its mode
+            value = next((value for (key, _), value in scope.inner_values.items() if key == node.id), None)
+            if value is None and isinstance(node.values, list) and node.values:
+                value = node.values[0]
+            return None if value is None else _Constant(value, typed=True)
+        if node.mode == MUTED:
+            return None
+        if node.mode == BYPASSED:
+            slot = self._passed_on(node, number, wanted)
+            return None if slot is None else (scope, node, slot, slot.type)
+        if node.type == _GET:
+            return self._setter(scope, node, wanted)
+        if node.type in _REROUTES:
+            return (scope, node, node.inputs[0], wanted) if node.inputs else None
+        return None if node.type in _NOTES else Link(scope.path + node.id, number)
+
+    def _passed_on(self, node: SavedNode, number: int, wanted: str) -> Slot | None:
+        definition = self.saved.definitions.get(node.type)
+        slots = [slot for _, slot in _instance_slots(node, definition)] if definition else _slots(node)
+        if not slots:
+            return None
+        if wanted == ANY:
+            return slots[number] if number < len(slots) else slots[0]
+        given = node.outputs[number] if number < len(node.outputs) else ANY
+
+        def fits(slot: Slot) -> bool:
+            return _fit(slot.type, given) and _fit(slot.type, wanted)
+
+        if number < len(slots) and fits(slots[number]):
+            return slots[number]
+        exact = next((slot for slot in slots if slot.type == wanted), None)
+        return exact or next(filter(fits, slots), None)
+
+    def _setter(self, scope: _Scope, node: SavedNode, wanted: str) -> tuple[_Scope, SavedNode, Slot, str] | None:
+        """The input of the Set node of the same name, in this graph or one around it."""
+        name = _first_value(node)
+        around: _Scope | None = scope
+        while around is not None and name is not None:
+            for other in around.graph.nodes.values():
+                if other.type == _SET and _first_value(other) == name and other.inputs and other.runs:
+                    return around, other, other.inputs[0], wanted
+            around = around.parent
+        return None
+
+    def _value_named(self, node: str, name: str) -> Any:
+        """The value of a widget of the first node of this name: its `Node name for S&R`, else its title."""
+        everywhere = list(self.saved.all_nodes())
+        named = [entry for entry in everywhere if entry.properties.get("Node name for S&R") == node]
+        named = named or [entry for entry in everywhere if (entry.title or entry.type) == node]
+        return _own_values(named[0])[0].get(name) if named else None
+
+    def _count(self) -> None:
+        self.hops += 1
+        if self.hops > MAX_HOPS:
+            raise RequestError(
+                f"The workflow's links lead over more than {MAX_HOPS:,} others, the most that are followed."
+            )
+
+
+def _known_inputs(node: SavedNode) -> tuple[Input, ...]:
+    return SPECS[node.type].inputs if node.type in SPECS else ()
+
+
+def _known_input(node: SavedNode, name: str) -> Input | None:
+    return SPECS[node.type].input(name) if node.type in SPECS else None
+
+
+def _slots(node: SavedNode) -> list[Slot]:
+    """A node's inputs in the page's order: links, then widgets, then whatever else was saved with it."""
+    if node.type not in SPECS:
+        return list(node.inputs)
+    saved = {slot.name: slot for slot in node.inputs}
+    known = sorted(_known_inputs(node), key=lambda entry: entry.is_widget)
+    slots = [saved.pop(entry.name, Slot(entry.name, entry.type)) for entry in known]
+    return slots + list(saved.values())
+
+
+def _instance_slots(instance: SavedNode, definition: SavedGraph) -> list[tuple[int, Slot]]:
+    """An instance's inputs in the order of its definition, with their places there; only some of them are saved."""
+    left = list(instance.inputs)
+    slots = []
+    for number, boundary in enumerate(definition.inputs):
+        same = [slot for slot in left if slot.name == boundary.name]
+        slot = next((slot for slot in same if slot.type == boundary.type), same[0] if same else None)
+        if slot is not None:
+            left.remove(slot)
+        slots.append((number, slot or Slot(boundary.name, boundary.type)))
+    return slots
+
+
+def _link_to_output(definition: SavedGraph, number: int) -> SavedLink | None:
+    """The link inside a sub-graph that ends at one of its outputs."""
+    if number >= len(definition.outputs):
+        return None
+    for key in definition.outputs[number].links:
+        if key in definition.links:
+            return definition.links[key]
+    ends = (definition.output_node, number)
+    return next((link for link in definition.links.values() if (link.target, link.target_slot) == ends), None)
+
+
+def _own_values(node: SavedNode) -> tuple[dict[str, Any], bool]:
+    """A node's widgets by name, and whether all that was saved with it could be named."""
+    saved = list(node.values) if isinstance(node.values, list) else []
+    named = node.values if isinstance(node.values, dict) else node.named_values
+    if node.type not in SPECS:
+        return _unknown_values(node, saved, named)
+    values: dict[str, Any] = {}
+    seeded = False
+    for slot in SPECS[node.type].widget_slots():
+        if slot is None:
+            # Scripts that write workflows often leave out what becomes of a seed.
+            if not (seeded and saved and not isinstance(saved[0], bool) and saved[0] not in _SEED_CONTROLS):
+                saved = saved[1:]
+            continue
+        value = saved.pop(0) if saved else named.get(slot.name)
+        value = slot.default if value is None else value
+        if value is not None:
+            values[slot.name] = value
+        seeded = slot.control
+    return values, True
+
+
+def _unknown_values(node: SavedNode, saved: list[Any], named: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The same for a class that is not known: by the names that newer versions save, else by its inputs' widgets."""
+    if named:
+        return {name: value for name, value in named.items() if name not in _PAGE_ONLY}, True
+    values: dict[str, Any] = {}
+    for slot in node.inputs:
+        if slot.widget and saved:
+            values[slot.name] = saved.pop(0)
+            if slot.name in ("seed", "noise_seed") and saved and saved[0] in _SEED_CONTROLS:
+                saved.pop(0)
+    return ({}, False) if saved else (values, True)
+
+
+def _first_value(node: SavedNode) -> str | None:
+    value = node.values[0] if isinstance(node.values, list) and node.values else None
+    return value if isinstance(value, str) else None
+
+
+def _proxies(instance: SavedNode) -> list[tuple[str, str]]:
+    """`properties.proxyWidgets`: for each value that an instance keeps, the inner node and widget that it is of."""
+    saved = instance.properties.get("proxyWidgets")
+    pairs = []
+    for entry in saved if isinstance(saved, list) else ():
+        named = isinstance(entry, list) and len(entry) >= 2 and isinstance(entry[1], str)
+        pairs.append((str(entry[0]), entry[1]) if named else ("", ""))
+    return pairs
+
+
+def _entries(quarantine: object) -> Iterator[dict[str, Any]]:
+    for entry in quarantine if isinstance(quarantine, list) else ():
+        original = entry.get("originalEntry") if isinstance(entry, dict) else None
+        if isinstance(original, list) and len(original) >= 2 and isinstance(original[1], str):
+            yield entry
+
+
+def _fit(one: str, other: str) -> bool:
+    """Whether the page lets outputs and inputs of these types, or lists of types, be linked."""
+    if ANY in (one, other):
+        return True
+    return not {name.lower() for name in one.split(",")}.isdisjoint(name.lower() for name in other.split(","))
+
+
+def _files(scopes: list[_Scope]) -> Iterator[ModelFile]:
+    """The model files that nodes say where to get, each once."""
+    seen = set()
+    for scope in scopes:
+        for node in scope.graph.nodes.values():
+            models = node.properties.get("models")
+            for entry in models if isinstance(models, list) else ():
+                parts = [entry.get(name) for name in ("name", "directory", "url")] if isinstance(entry, dict) else []
+                texts = [part for part in parts if isinstance(part, str)]
+                if len(texts) == 3 and tuple(texts) not in seen:
+                    seen.add(tuple(texts))
+                    yield ModelFile(*texts)

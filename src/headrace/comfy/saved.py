@@ -1,0 +1,218 @@
+"""A workflow as ComfyUI's page saves it: nodes as drawn, links by number, sub-graphs by id; parsed, not yet understood.
+
+Both shapes of the format are read: version 0.4, where the links of the outermost graph are arrays `[id, origin, slot,
+target, slot, type]`, and version 1, where they are objects as they are inside sub-graphs. Whatever is not there is
+taken as empty, since every version of the page leaves out something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.comfy.graph import MAX_NODES
+from headrace.comfy.specs import ANY
+from headrace.errors import RequestError
+
+MUTED, BYPASSED = 2, 4
+
+# Where the links of a sub-graph end that come in and go out, unless it says otherwise.
+_INPUT_NODE, _OUTPUT_NODE = "-10", "-20"
+
+MAX_SLOTS = 1000
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An input of a node: the id of its link, if there is one; widget: whether it is also a widget."""
+
+    name: str
+    type: str
+    link: str | None = None
+    widget: bool = False
+
+
+@dataclass(frozen=True)
+class SavedNode:
+    """A node as drawn. outputs: their types; values: `widgets_values`, an array or, from some packs, an object."""
+
+    id: str
+    type: str
+    mode: int
+    title: str
+    inputs: tuple[Slot, ...]
+    outputs: tuple[str, ...]
+    values: list[Any] | dict[str, Any]
+    named_values: dict[str, Any]
+    properties: dict[str, Any]
+
+    @property
+    def runs(self) -> bool:
+        return self.mode not in (MUTED, BYPASSED)
+
+
+@dataclass(frozen=True)
+class SavedLink:
+    """From an output of the node `origin` to an input of the node `target`; slots count from 0."""
+
+    origin: str
+    origin_slot: int
+    target: str
+    target_slot: int
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """An input or output of a sub-graph, with the ids of its links inside."""
+
+    name: str
+    type: str
+    links: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SavedGraph:
+    """The outermost graph or a sub-graph's definition, where links from around begin at `input_node`."""
+
+    nodes: Mapping[str, SavedNode]
+    links: Mapping[str, SavedLink]
+    inputs: tuple[Boundary, ...]
+    outputs: tuple[Boundary, ...]
+    input_node: str
+    output_node: str
+
+
+@dataclass(frozen=True)
+class SavedWorkflow:
+    graph: SavedGraph
+    definitions: Mapping[str, SavedGraph]
+
+    def all_nodes(self) -> Iterable[SavedNode]:
+        for graph in (self.graph, *self.definitions.values()):
+            yield from graph.nodes.values()
+
+
+def parse(document: Mapping[str, Any]) -> SavedWorkflow:
+    """Raises RequestError where the document is no such workflow, or larger than is read."""
+    definitions: dict[str, SavedGraph] = {}
+    pending = [document]
+    nodes = 0
+    while pending:
+        for definition in _objects(_object(pending.pop().get("definitions")).get("subgraphs")):
+            name = _key(definition.get("id"))
+            if name is None or name in definitions:
+                continue
+            definitions[name] = _graph(definition)
+            nodes += len(definitions[name].nodes)
+            if nodes > MAX_NODES:
+                raise RequestError(
+                    f"The workflow's sub-graphs have more than {MAX_NODES:,} nodes, the most that are read."
+                )
+            pending.append(definition)
+    return SavedWorkflow(_graph(document), definitions)
+
+
+def _graph(document: Mapping[str, Any]) -> SavedGraph:
+    found = [_node(node) for node in _objects(document.get("nodes"))]
+    if len(found) > MAX_NODES:
+        raise RequestError(f"The workflow has {len(found):,} nodes; at most {MAX_NODES:,} are read.")
+    links: dict[str, SavedLink] = {}
+    for entry in _list(document.get("links")):
+        _add_link(links, entry)
+    return SavedGraph(
+        {node.id: node for node in found},
+        links,
+        _boundaries(document.get("inputs")),
+        _boundaries(document.get("outputs")),
+        _key(_object(document.get("inputNode")).get("id")) or _INPUT_NODE,
+        _key(_object(document.get("outputNode")).get("id")) or _OUTPUT_NODE,
+    )
+
+
+def _node(node: Mapping[str, Any]) -> SavedNode:
+    key = _key(node.get("id"))
+    if key is None or not isinstance(node.get("type"), str):
+        raise RequestError("A node of the workflow has no id or no type: this is not a workflow as ComfyUI saves it.")
+    properties = _object(node.get("properties"))
+    title = node.get("title")
+    values = node.get("widgets_values")
+    return SavedNode(
+        key,
+        node["type"],
+        node["mode"] if isinstance(node.get("mode"), int) else 0,
+        title if isinstance(title, str) else "",
+        tuple(_slot(slot) for slot in _objects(node.get("inputs"))[:MAX_SLOTS]),
+        tuple(_type(slot.get("type")) for slot in _objects(node.get("outputs"))[:MAX_SLOTS]),
+        values if isinstance(values, list | dict) else [],
+        _object(node.get("widgets_values_named")),
+        properties,
+    )
+
+
+def _slot(slot: Mapping[str, Any]) -> Slot:
+    name = slot.get("name")
+    return Slot(
+        name if isinstance(name, str) else "",
+        _type(slot.get("type")),
+        _key(slot.get("link")),
+        isinstance(slot.get("widget"), dict),
+    )
+
+
+def _add_link(links: dict[str, SavedLink], entry: object) -> None:
+    if isinstance(entry, list) and len(entry) >= 5:
+        key, origin, origin_slot, target, target_slot = entry[:5]
+    elif isinstance(entry, dict):
+        names = "id", "origin_id", "origin_slot", "target_id", "target_slot"
+        key, origin, origin_slot, target, target_slot = (entry.get(name) for name in names)
+    else:
+        return
+    name, source, sink = _key(key), _key(origin), _key(target)
+    source_slot, sink_slot = _slot_number(origin_slot), _slot_number(target_slot)
+    if name is None or source is None or sink is None or source_slot is None or sink_slot is None:
+        return
+    links[name] = SavedLink(source, source_slot, sink, sink_slot)
+
+
+def _boundaries(value: object) -> tuple[Boundary, ...]:
+    return tuple(
+        Boundary(
+            entry["name"] if isinstance(entry.get("name"), str) else "",
+            _type(entry.get("type")),
+            tuple(key for key in map(_key, _list(entry.get("linkIds"))) if key is not None),
+        )
+        for entry in _objects(value)[:MAX_SLOTS]
+    )
+
+
+def _type(value: object) -> str:
+    """A slot's type; 0 and nothing stand for any, and a list of options for what is now called COMBO."""
+    if isinstance(value, list):
+        return "COMBO"
+    return value if isinstance(value, str) and value else ANY
+
+
+def _key(value: object) -> str | None:
+    """An id, which is a number or text, as text."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    return str(value)
+
+
+def _slot_number(value: object) -> int | None:
+    if isinstance(value, str) and value.isdecimal() and len(value) < 10:
+        return int(value)
+    return value if type(value) is int and value >= 0 else None
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    return [entry for entry in _list(value) if isinstance(entry, dict)]
