@@ -48,6 +48,11 @@ def distance(first: RGB, second: RGB) -> float:
     return math.dist(_lab(first), _lab(second))
 
 
+def lightness(color: RGB) -> float:
+    """CIELAB's L*, from 0 for black to 100 for white."""
+    return _lab(color)[0]
+
+
 @functools.lru_cache(maxsize=4096)
 def _lab(color: RGB) -> tuple[float, float, float]:
     """sRGB -> CIELAB under D65 (IEC 61966-2-1, CIE 15)."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from headrace.world import letters, objects
+from headrace.world import figures, letters, objects, skeletons
 from headrace.world.scene import LIGHTS, Background, Box, Group, Look, Scene, Thing
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,6 +45,8 @@ def picture(scene: Scene) -> Image.Image:
         image.paste((0, 0, 0), (place.left, place.top), copy.shadow)
     for copy in copies:
         image.paste(copy.sprite, (copy.box.left, copy.box.top), copy.sprite)
+    for skeleton in scene.skeletons:
+        skeletons.paste_skeleton(image, skeleton)
     for text in scene.texts:
         for mask, box in letters.coverage(text):
             image.paste(text.color.rgb, (box.left, box.top), mask)
@@ -97,6 +99,9 @@ def _copies(thing: Thing) -> Iterator[_Copy]:
         for box in thing.boxes:
             shadow = _object_shadow(thing.name, thing.look.mirrored, box.width)
             yield _Copy(objects.sprite(thing.name, thing.look, box.width), shadow, box)
+    else:
+        sprite = figures.sprite(thing)
+        yield _Copy(sprite, _shadow(sprite), thing.box)
 
 
 def _shadow_offset(side: int, light: str) -> tuple[int, int]:

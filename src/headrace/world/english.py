@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from headrace.world import objects
 from headrace.world.colors import Color, hex_notation
-from headrace.world.scene import CORNERS, Background, Figure, Group, Relation, Scene, Text, Thing
-from headrace.world.wording import Wording, finish
+from headrace.world.scene import CORNERS, Background, Figure, Group, Relation, Scene, Text
+from headrace.world.wording import Edit, Mention, Source, Wording, finish, mentions
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 
@@ -74,12 +76,96 @@ CORNER_FRAMES = ("{other} with {subject} {place}", "{subject} {place} and {other
 
 LIGHT_FRAMES = (", lit from {}", ", with light from {}", ", light coming from {}", ". The light comes from {}")
 
+TWO_SIDES = ("{0}, and {1} {2} {3}", "{0}, with {1} {2} {3}", "{0}; {2} {3}, {1}", "{0} and {1} {2} {3}")
+
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+PUT = ("put ", "put ", "place ", "show ", "combine the pictures: ", "")
+
+CHANGE_BACKGROUND = (
+    "make the background {predicate}",
+    "change the background to {phrase}",
+    "replace the background by {phrase}",
+    "the background should be {predicate}",
+    "give it {phrase}",
+    "turn the background into {phrase}",
+)
+
+REMOVE = (
+    "remove {}",
+    "delete {}",
+    "erase {}",
+    "take away {}",
+    "get rid of {}",
+    "take out {}",
+    "the same picture without {}",
+)
+
+REPLACE = (
+    "replace {old} by {new}",
+    "replace {old} with {new}",
+    "swap {old} for {new}",
+    "put {new} in place of {old}",
+    "turn {old} into {new}",
+    "instead of {old}, show {new}",
+)
+
+RECOLOR = (
+    "make {old} {color}",
+    "paint {old} {color}",
+    "colour {old} {color}",
+    "change the color of {old} to {color}",
+    "turn {old} {color}",
+)
+
+ADD = ("add {new} {place}", "put {new} {place}", "place {new} {place}", "draw {new} {place}", "{place}, add {new}")
+
+ASKED = ("", "", "please ", "now ", "could you ")
+"""Before an edit that begins with a verb."""
+
+NOT_VERBS = ("the ", "instead ", "{place}")
+
+KEEPING = ("", "", ", and keep everything else", ", leave the rest as it is", " and change nothing else")
+"""After an edit."""
+
+ADD_TEXT = ("add {}", "write {}", "put {} on it", "add {} to the picture", "the same picture with {}")
+
+POSED_LIKE = (
+    "in the pose of image {}",
+    "in the same pose as image {}",
+    "with the pose of image {}",
+    "posed like image {}",
+    "in the pose of the skeleton of image {}",
+    "posed like the skeleton in image {}",
+)
+
+POSES: dict[str, tuple[str, ...]] = {
+    "standing": ("standing", "standing still", "standing upright"),
+    "waving": ("waving", "waving a hand", "waving hello"),
+    "arms up": ("with both arms up", "raising both arms", "with raised arms"),
+    "arms out": ("with arms stretched out", "in a T-pose", "stretching out both arms"),
+    "hands on hips": ("with hands on hips", "with both hands on the hips"),
+    "running": ("running", "on the run"),
+    "jumping": ("jumping", "leaping into the air", "jumping for joy"),
+    "dancing": ("dancing", "in a dance"),
+}
+
+CHARACTERS = {
+    "human": ("human", "person"),
+    "robot": ("robot",),
+    "bear": ("bear",),
+    "rabbit": ("rabbit", "bunny"),
+    "astronaut": ("astronaut",),
+    "alien": ("alien",),
+}
+
 IRREGULAR_PLURALS = {"fish": "fish", "sheep": "sheep", "snowman": "snowmen", "cactus": "cacti"}
 
 
-def describe(scene: Scene, words: Wording) -> str:
-    """One caption of the scene; all that it says is true."""
-    things = _things(scene, words)
+def describe(scene: Scene, words: Wording, sources: Sequence[Source] = ()) -> str:
+    """One caption of the scene; all that it says is true. sources: of its things, where there are references."""
+    mentioned = mentions(scene, sources)
+    things = _things(scene, mentioned, words)
     parts = [*([things] if things else []), *(text_phrase(text, words) for text in scene.texts)]
     if len(parts) == 2:
         order = words.frame(("{0} with {1}", "{0} and {1}", "{1}, {0}", "{1} and {0}"))
@@ -87,7 +173,8 @@ def describe(scene: Scene, words: Wording) -> str:
     else:
         shown = parts[0] if parts else "nothing"
     frame = words.frame(FRAMES)
-    opener = words.frame(OPENERS) if frame.startswith("{things}") else ""
+    put_together = any(source.image is not None for source in sources)
+    opener = words.frame(PUT if put_together else OPENERS) if frame.startswith("{things}") else ""
     said = opener + frame.format(
         things=shown,
         background=background_phrase(scene.background, words),
@@ -96,25 +183,86 @@ def describe(scene: Scene, words: Wording) -> str:
     return finish(said + _light(scene, words), words)
 
 
-def noun_phrase(thing: Thing, words: Wording, *, definite: bool = False, plainly: bool = False) -> str:
+def edit(change: Edit, words: Wording) -> str:
+    """One wording of a change to a picture."""
+    said = _edit(change, words)
+    asked = "" if words.structure[0].startswith(NOT_VERBS) else words.frame(ASKED)
+    return finish(asked + said + words.frame(KEEPING), words)
+
+
+def _edit(change: Edit, words: Wording) -> str:
+    after = change.after
+    if change.kind == "background":
+        said = words.frame(CHANGE_BACKGROUND).format(
+            predicate=background_predicate(after.background, words), phrase=background_phrase(after.background, words)
+        )
+    elif change.kind == "add text":
+        said = words.frame(ADD_TEXT).format(text_phrase(after.texts[0], words))
+    elif change.kind == "remove text":
+        text = f"the {words.synonym('text', 'word')} {quoted(change.before.texts[0].text, words)}"
+        said = words.frame(REMOVE).format(words.synonym("the text", text))
+    elif change.kind == "add":
+        (relation,) = after.relations
+        if relation.kind in CORNERS:
+            where = _corner_place(relation.kind, words)
+        else:
+            other = Mention(after.things[relation.others[0]])
+            where = (
+                f"{words.synonym(*RELATIONS[relation.kind])} {noun_phrase(other, words, definite=True, plainly=True)}"
+            )
+        said = words.frame(ADD).format(new=noun_phrase(Mention(after.things[change.index]), words), place=where)
+    else:
+        old = noun_phrase(Mention(change.before.things[change.index]), words, definite=True, plainly=True)
+        if words.often(0.6 if change.images > 1 else 0.12):
+            old += words.synonym(" of image 1", " in image 1")
+        if change.kind == "remove":
+            return words.frame(REMOVE).format(old)
+        new_thing = after.things[change.index]
+        if change.kind == "recolor":
+            color = _color_of(Mention(new_thing), words, plainly=True)
+            return words.frame(RECOLOR).format(old=old, color=color)
+        said = words.frame(REPLACE).format(old=old, new=_thing(Mention(new_thing, change.source), words))
+    return said
+
+
+def noun_phrase(mention: Mention, words: Wording, *, definite: bool = False, plainly: bool = False) -> str:
     """ "a small red apple", "the two red apples"; plainly: without what the thing's look does not need said."""
+    thing = mention.thing
+    if mention.source.image is not None:
+        return _of_image(mention, mention.source.image, words)
     before = []
     if isinstance(thing, Group) and thing.size is not None and not plainly:
         before.append(words.synonym(*SIZES[thing.size]))
     after = ""
-    color = _color_of(thing, words, plainly=plainly)
+    color = _color_of(mention, words, plainly=plainly)
     if color is not None:
-        if thing.look.tint is not None and (words.often(0.12) or not _adjective(thing)):
+        if thing.look.tint is not None and (words.often(0.12) or not _takes_adjective(mention)):
             after = f" in {color}"
         else:
             before.append(color)
-    count = len(thing.boxes) if isinstance(thing, Group) else 1
-    name = thing.name if isinstance(thing, Group) else thing.character
-    phrase = " ".join([*before, plural(name) if count > 1 else name]) + after
-    if count > 1:
-        number = words.synonym(NUMBERS[count], NUMBERS[count], str(count))
+    phrase = " ".join([*before, _name(mention, words)]) + after
+    if mention.count > 1:
+        number = words.synonym(NUMBERS[mention.count], NUMBERS[mention.count], str(mention.count))
         return f"the {phrase}" if definite and words.often(0.5) else f"{'the ' if definite else ''}{number} {phrase}"
     return f"the {phrase}" if definite else with_article(phrase)
+
+
+def _of_image(mention: Mention, number: int, words: Wording) -> str:
+    """ "image 1", "the cat of image 1", "two copies of image 1"."""
+    image = f"image {number}"
+    if mention.source.named or words.often(0.5):
+        what = words.synonym("character" if mention.is_figure else "object", _name(mention, words, singular=True))
+        if mention.source.named:
+            what = _name(mention, words, singular=True)
+        image = f"the {what} {words.synonym('of', 'of', 'from', 'in')} {image}"
+    return image if mention.count == 1 else f"{NUMBERS[mention.count]} copies of {image}"
+
+
+def _name(mention: Mention, words: Wording, *, singular: bool = False) -> str:
+    thing = mention.thing
+    if isinstance(thing, Figure):
+        return words.synonym(*CHARACTERS[thing.character])
+    return thing.name if singular or mention.count == 1 else plural(thing.name)
 
 
 def with_article(phrase: str) -> str:
@@ -146,11 +294,13 @@ def color_word(color: Color, words: Wording) -> str:
     return notation if words.often(0.85) else notation.lower()
 
 
-def _adjective(thing: Thing) -> bool:
-    return isinstance(thing, Group) or thing.character != "human"
+def _takes_adjective(mention: Mention) -> bool:
+    """Whether the colour is of the thing itself, and not of what it wears."""
+    return not isinstance(mention.thing, Figure) or mention.thing.character not in ("human", "alien")
 
 
-def _color_of(thing: Thing, words: Wording, *, plainly: bool) -> str | None:
+def _color_of(mention: Mention, words: Wording, *, plainly: bool) -> str | None:
+    thing = mention.thing
     if thing.look.tint is not None:
         return color_word(thing.look.tint, words)
     if plainly or not isinstance(thing, Group) or thing.look.hue:
@@ -159,23 +309,29 @@ def _color_of(thing: Thing, words: Wording, *, plainly: bool) -> str | None:
     return natural if natural is not None and words.often(0.25) else None
 
 
-def _things(scene: Scene, words: Wording) -> str:
-    phrases = [_thing(thing, words) for thing in scene.things]
+def _things(scene: Scene, mentioned: Sequence[Mention], words: Wording) -> str:
+    phrases = [_thing(mention, words) for mention in mentioned]
     if not scene.relations:
         return " and ".join(phrases)
     relation = scene.relations[0]
     if relation.kind in CORNERS:
         return _corner(relation, phrases, words)
     if relation.kind == "between":
-        between = words.frame(BETWEEN)
-        return between.format(*(phrases[index] for index in (relation.subject, *relation.others)))
+        return words.frame(BETWEEN).format(*(phrases[index] for index in (relation.subject, *relation.others)))
     if len(scene.relations) == 1:
-        return _side(scene, relation, phrases, words)
-    return _two_sides(scene, phrases, words)
+        return _side(relation, mentioned, phrases, words)
+    return _two_sides(scene, mentioned, phrases, words)
 
 
-def _thing(thing: Thing, words: Wording) -> str:
-    return noun_phrase(thing, words) + (f" {pose(thing, words)}" if isinstance(thing, Figure) else "")
+def _thing(mention: Mention, words: Wording) -> str:
+    said = noun_phrase(mention, words)
+    if mention.source.pose is not None:
+        return f"{said} {words.frame(POSED_LIKE).format(mention.source.pose)}"
+    return (
+        f"{said} {pose(mention.thing, words)}"
+        if isinstance(mention.thing, Figure) and mention.thing.pose.name
+        else said
+    )
 
 
 def pose(figure: Figure, words: Wording) -> str:
@@ -183,21 +339,9 @@ def pose(figure: Figure, words: Wording) -> str:
     return words.synonym(*POSES[figure.pose.name]) if figure.pose.name is not None else ""
 
 
-POSES: dict[str, tuple[str, ...]] = {
-    "standing": ("standing", "standing still", "standing upright"),
-    "waving": ("waving", "waving a hand", "waving hello"),
-    "arms up": ("with both arms up", "raising both arms", "with raised arms"),
-    "arms out": ("with arms stretched out", "in a T-pose", "stretching out both arms"),
-    "hands on hips": ("with hands on hips", "with both hands on the hips"),
-    "running": ("running", "on the run"),
-    "jumping": ("jumping", "doing a star jump", "jumping for joy"),
-    "dancing": ("dancing", "in a dance"),
-}
-
-
-def _side(scene: Scene, relation: Relation, phrases: list[str], words: Wording) -> str:
+def _side(relation: Relation, mentioned: Sequence[Mention], phrases: Sequence[str], words: Wording) -> str:
     (other,) = relation.others
-    pronouns = {"it": "them", "its": "their"} if is_plural(scene.things[other]) else {"it": "it", "its": "its"}
+    pronouns = {"it": "them", "its": "their"} if mentioned[other].count > 1 else {"it": "it", "its": "its"}
     frame = words.frame(SIDE_FRAMES)
     return frame.format(
         first=phrases[relation.subject],
@@ -208,40 +352,33 @@ def _side(scene: Scene, relation: Relation, phrases: list[str], words: Wording) 
     )
 
 
-def is_plural(thing: Thing) -> bool:
-    """Whether there is more than one copy."""
-    return isinstance(thing, Group) and len(thing.boxes) > 1
-
-
-def _two_sides(scene: Scene, phrases: list[str], words: Wording) -> str:
+def _two_sides(scene: Scene, mentioned: Sequence[Mention], phrases: Sequence[str], words: Wording) -> str:
     first, second = scene.relations
     said = f"{phrases[first.subject]} {words.synonym(*RELATIONS[first.kind])} {phrases[first.others[0]]}"
-    there = noun_phrase(scene.things[second.others[0]], words, definite=True, plainly=True)
-    new = second.subject if second.subject not in (first.subject, first.others[0]) else second.others[0]
-    kind = second.kind if new == second.subject else OPPOSITE[second.kind]
-    if new != second.subject:
-        there = noun_phrase(scene.things[second.subject], words, definite=True, plainly=True)
-    joint = words.frame(("{0}, and {1} {2} {3}", "{0}, with {1} {2} {3}", "{0}; {2} {3}, {1}", "{0} and {1} {2} {3}"))
-    return joint.format(said, phrases[new], words.synonym(*RELATIONS[kind]), there)
+    new, kind, known = second.subject, second.kind, second.others[0]
+    if new in (first.subject, first.others[0]):
+        new, kind, known = known, OPPOSITE[kind], new
+    there = noun_phrase(mentioned[known], words, definite=True, plainly=True)
+    return words.frame(TWO_SIDES).format(said, phrases[new], words.synonym(*RELATIONS[kind]), there)
 
 
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+def _corner(relation: Relation, phrases: Sequence[str], words: Wording) -> str:
+    place = _corner_place(relation.kind, words)
+    subject = phrases[relation.subject]
+    others = [phrase for index, phrase in enumerate(phrases) if index != relation.subject]
+    if not others:
+        return f"{subject} {place}"
+    return words.frame(CORNER_FRAMES).format(other=others[0], subject=subject, place=place)
 
 
-def _corner(relation: Relation, phrases: list[str], words: Wording) -> str:
-    vertical, horizontal = relation.kind.split()
-    place = words.synonym(
+def _corner_place(corner: str, words: Wording) -> str:
+    vertical, horizontal = corner.split()
+    return words.synonym(
         f"in the {vertical} {horizontal} corner",
         f"in the {vertical}-{horizontal} corner",
         f"in the {'upper' if vertical == 'top' else 'lower'} {horizontal} corner",
         f"at the {vertical} {horizontal}",
     )
-    subject = phrases[relation.subject]
-    others = [phrase for index, phrase in enumerate(phrases) if index != relation.subject]
-    if not others:
-        return f"{subject} {place}"
-    frame = words.frame(CORNER_FRAMES)
-    return frame.format(other=others[0], subject=subject, place=place)
 
 
 def background_phrase(background: Background, words: Wording) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from headrace.world import objects
-from headrace.world.colors import Color, hex_notation
-from headrace.world.scene import CORNERS, Background, Figure, Group, Relation, Scene, Text, Thing
-from headrace.world.wording import Wording, finish
+from headrace.world.colors import Color, hex_notation, named
+from headrace.world.scene import CORNERS, Background, Figure, Group, Relation, Scene, Text
+from headrace.world.wording import Edit, Mention, Source, Wording, finish, mentions
 
 MANY = {"un": "", "le": "les ", "de": "de ", "du": "des "}
 """What the articles become before a number."""
@@ -87,15 +89,15 @@ FRAMES = (
 OPENERS = ("", "", "", "", "une image : ", "voici ", "dessine ", "montre-moi ", "fais-moi ", "je voudrais ")
 
 SIDE_FRAMES = (
-    "{first} {relation} {second}",
-    "{first} {relation} {second}",
-    "{first}, {relation} {second}",
-    "{first} {placed} {relation} {second}",
+    "{first} {related}",
+    "{first} {related}",
+    "{first}, {related}",
+    "{first} {placed} {related}",
     "{second} avec {first} {beside}",
     "{second} et, {beside}, {first}",
 )
 
-BETWEEN = ("{0} entre {1} et {2}", "{1} et {2} avec {0} entre les deux", "{0} placé{e}{s} entre {1} et {2}")
+BETWEEN = ("{0} entre {1} et {2}", "{1} et {2} avec {0} entre les deux", "{0} {placed} entre {1} et {2}")
 
 CORNER_FRAMES = ("{other} avec {subject} {place}", "{subject} {place} et {other}", "{other} et, {place}, {subject}")
 
@@ -130,6 +132,79 @@ CHARACTERS = {
     "alien": "extraterrestre",
 }
 
+TWO_SIDES = ("{0}, et {1} {2}", "{0}, avec {1} {2}", "{0} ; {2}, {1}", "{0} et {1} {2}")
+
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+PUT = ("mets ", "mets ", "place ", "montre ", "assemble les images : ", "")
+
+CHANGE_BACKGROUND = (
+    "mets {phrase}",
+    "remplace le fond par {phrase}",
+    "change le fond : {phrase}",
+    "le fond doit être {predicate}",
+    "fais en sorte que le fond soit {predicate}",
+    "je voudrais {phrase}",
+)
+
+REMOVE = (
+    "enlève {}",
+    "supprime {}",
+    "retire {}",
+    "efface {}",
+    "fais disparaître {}",
+    "ôte {}",
+    "la même image sans {}",
+)
+
+REPLACE = (
+    "remplace {old} par {new}",
+    "mets {new} à la place {of_old}",
+    "échange {old} contre {new}",
+    "change {old} en {new}",
+    "au lieu {of_old}, montre {new}",
+)
+
+RECOLOR = (
+    "peins {old} en {color}",
+    "colorie {old} en {color}",
+    "mets {old} en {color}",
+    "change la couleur {of_old} en {color}",
+)
+
+ADD = (
+    "ajoute {new} {place}",
+    "mets {new} {place}",
+    "place {new} {place}",
+    "dessine {new} {place}",
+    "{place}, ajoute {new}",
+)
+
+ASKED = ("", "", "s'il te plaît, ", "maintenant, ", "et maintenant ")
+"""Before an edit that begins with a verb."""
+
+NOT_VERBS = ("la ", "le ", "au ", "je ", "{place}")
+
+KEEPING = (
+    "",
+    "",
+    ", et garde tout le reste",
+    ", laisse le reste comme il est",
+    " sans rien changer d'autre",
+)
+"""After an edit."""
+
+ADD_TEXT = ("ajoute {}", "écris {}", "mets dessus {}", "ajoute {} à l'image", "la même image avec {}")
+
+POSED_LIKE = (
+    "dans la pose de l'image {}",
+    "dans la même pose que l'image {}",
+    "avec la pose de l'image {}",
+    "dans la pose du squelette de l'image {}",
+    "qui prend la pose de l'image {}",
+    "dans la position du squelette de l'image {}",
+)
+
 ASPIRATED = {"hamburger"}
 """Nouns whose h forbids elision: "le hamburger"."""
 
@@ -141,16 +216,17 @@ IRREGULAR_PLURALS = {
 }
 
 
-def describe(scene: Scene, words: Wording) -> str:
-    """One caption of the scene; all that it says is true."""
-    things = _things(scene, words)
+def describe(scene: Scene, words: Wording, sources: Sequence[Source] = ()) -> str:
+    """One caption of the scene; all that it says is true. sources: of its things, where there are references."""
+    things = _things(scene, mentions(scene, sources), words)
     parts = [*([things] if things else []), *(text_phrase(text, words) for text in scene.texts)]
     if len(parts) == 2:
         shown = words.frame(("{0} avec {1}", "{0} et {1}", "{1}, {0}", "{1} et {0}")).format(*parts)
     else:
         shown = parts[0] if parts else "rien"
     frame = words.frame(FRAMES)
-    opener = words.frame(OPENERS) if frame.startswith("{things}") else ""
+    put_together = any(source.image is not None for source in sources)
+    opener = words.frame(PUT if put_together else OPENERS) if frame.startswith("{things}") else ""
     said = opener + frame.format(
         things=shown,
         background=background_phrase(scene.background, words),
@@ -159,29 +235,94 @@ def describe(scene: Scene, words: Wording) -> str:
     return finish(said + _light(scene, words), words)
 
 
-def noun_phrase(thing: Thing, words: Wording, *, article: str = "un", plainly: bool = False) -> str:
+def edit(change: Edit, words: Wording) -> str:
+    """One wording of a change to a picture."""
+    said = _edit(change, words)
+    asked = "" if words.structure[0].startswith(NOT_VERBS) else words.frame(ASKED)
+    return finish(asked + said + words.frame(KEEPING), words)
+
+
+def _edit(change: Edit, words: Wording) -> str:
+    after = change.after
+    if change.kind == "background":
+        said = words.frame(CHANGE_BACKGROUND).format(
+            predicate=background_predicate(after.background, words), phrase=background_phrase(after.background, words)
+        )
+    elif change.kind == "add text":
+        said = words.frame(ADD_TEXT).format(text_phrase(after.texts[0], words))
+    elif change.kind == "remove text":
+        text = f"le {words.synonym('texte', 'mot')} {quoted(change.before.texts[0].text, words)}"
+        said = words.frame(REMOVE).format(words.synonym("le texte", text))
+    elif change.kind == "add":
+        (relation,) = after.relations
+        if relation.kind in CORNERS:
+            where = _corner_place(relation.kind, words)
+        else:
+            where = related(
+                relation.kind, Mention(after.things[relation.others[0]]), words, definite=True, plainly=True
+            )
+        added = noun_phrase(Mention(after.things[change.index]), words)
+        said = words.frame(ADD).format(new=added, place=where)
+    else:
+        old = Mention(change.before.things[change.index])
+        image = " de l'image 1" if words.often(0.6 if change.images > 1 else 0.12) else ""
+        names = {
+            "old": noun_phrase(old, words, article="le", plainly=True) + image,
+            "of_old": noun_phrase(old, words, article="du", plainly=True) + image,
+        }
+        if change.kind == "remove":
+            return words.frame(REMOVE).format(names["old"])
+        new = Mention(after.things[change.index], change.source)
+        if change.kind == "recolor":
+            color = _color_of(new, words, plainly=True)
+            said = words.frame(RECOLOR).format(**names, color="" if color is None else color_word(color, words))
+        else:
+            said = words.frame(REPLACE).format(**names, new=_thing(new, words))
+    return said
+
+
+def noun_phrase(mention: Mention, words: Wording, *, article: str = "un", plainly: bool = False) -> str:
     """ "une petite pomme rouge", "les deux pommes rouges".
 
     article: "un", "le", "de" (for "d'une pomme") or "du" (for "de la pomme", "du chat"). plainly: without what the
     thing's look does not need said.
     """
-    feminine = is_feminine(thing)
-    count = len(thing.boxes) if isinstance(thing, Group) else 1
-    many = count > 1
+    thing = mention.thing
+    if mention.source.image is not None:
+        return _of_image(mention, mention.source.image, words, article=article)
+    feminine, many = is_feminine(mention), mention.count > 1
     before, after = [], []
     if isinstance(thing, Group) and thing.size is not None and not plainly:
         if thing.size == "medium":
             after.append(MEDIUM)
         else:
             before.append(agree(words.synonym(*(pair[feminine] for pair in SIZES[thing.size])), many))
-    color = _color_of(thing, words, plainly=plainly)
+    color = _color_of(mention, words, plainly=plainly)
     if color is not None:
-        clothed = isinstance(thing, Figure) and thing.character == "human"
+        clothed = isinstance(thing, Figure) and thing.character in ("human", "alien")
         adjective = color_word(color, words, feminine=feminine, many=many)
         after.insert(0, f"en {color_word(color, words)}" if clothed else adjective)
-    noun = french_name(thing)
+    noun = french_name(mention)
     phrase = " ".join([*before, plural(noun) if many else noun, *after])
-    return with_article(phrase, article, feminine=feminine, count=count, words=words)
+    return with_article(phrase, article, feminine=feminine, count=mention.count, words=words)
+
+
+def _of_image(mention: Mention, number: int, words: Wording, *, article: str) -> str:
+    """ "l'image 1", "du chat de l'image 1", "deux copies de l'image 1": always with the definite article."""
+    definite = {"un": "le", "le": "le", "de": "du", "du": "du"}[article]
+    if mention.source.named or words.often(0.5):
+        general = "personnage" if mention.is_figure else "objet"
+        own = mention.source.named or words.often(0.5)
+        noun = french_name(mention) if own else general
+        feminine = own and is_feminine(mention)
+        said = with_article(noun, definite if mention.count == 1 else "du", feminine=feminine, count=1, words=words)
+        said = f"{said} de l'image {number}"
+    else:
+        said = f"l'image {number}" if definite == "le" and mention.count == 1 else f"de l'image {number}"
+    if mention.count == 1:
+        return said
+    copies = f"{NUMBERS[mention.count]} copies {said}"
+    return copies if definite == "le" else f"de {copies}"
 
 
 def with_article(phrase: str, article: str, *, feminine: bool, count: int, words: Wording) -> str:
@@ -207,18 +348,14 @@ def begins_with_vowel(phrase: str) -> bool:
     return first[0] in "aeiouyàâéèêëîïôöùûüœ" or (first[0] == "h" and first.rstrip("s") not in ASPIRATED)
 
 
-def is_feminine(thing: Thing) -> bool:
+def is_feminine(mention: Mention) -> bool:
     """The grammatical gender of the thing's name."""
-    return isinstance(thing, Group) and objects.kind(thing.name).feminine
+    return isinstance(mention.thing, Group) and objects.kind(mention.thing.name).feminine
 
 
-def is_plural(thing: Thing) -> bool:
-    """Whether there is more than one copy."""
-    return isinstance(thing, Group) and len(thing.boxes) > 1
-
-
-def french_name(thing: Thing) -> str:
+def french_name(mention: Mention) -> str:
     """The thing's name, singular."""
+    thing = mention.thing
     return objects.kind(thing.name).french if isinstance(thing, Group) else CHARACTERS[thing.character]
 
 
@@ -262,41 +399,48 @@ def pose(figure: Figure, words: Wording) -> str:
     return words.synonym(*POSES[figure.pose.name]) if figure.pose.name is not None else ""
 
 
-def _color_of(thing: Thing, words: Wording, *, plainly: bool) -> Color | None:
+def _color_of(mention: Mention, words: Wording, *, plainly: bool) -> Color | None:
+    thing = mention.thing
     if thing.look.tint is not None:
         return thing.look.tint
     if plainly or not isinstance(thing, Group) or thing.look.hue:
         return None
     natural = objects.kind(thing.name).color
-    return Color((0, 0, 0), natural) if natural is not None and words.often(0.25) else None
+    return named(natural) if natural is not None and words.often(0.25) else None
 
 
-def _thing(thing: Thing, words: Wording, article: str = "un") -> str:
-    said = noun_phrase(thing, words, article=article)
-    return f"{said} {pose(thing, words)}" if isinstance(thing, Figure) else said
+def _thing(mention: Mention, words: Wording) -> str:
+    return noun_phrase(mention, words) + _posed(mention, words)
 
 
-def _things(scene: Scene, words: Wording) -> str:
-    things = scene.things
+def _posed(mention: Mention, words: Wording) -> str:
+    if mention.source.pose is not None:
+        return " " + words.frame(POSED_LIKE).format(mention.source.pose)
+    return f" {pose(mention.thing, words)}" if isinstance(mention.thing, Figure) and mention.thing.pose.name else ""
+
+
+def _things(scene: Scene, mentioned: Sequence[Mention], words: Wording) -> str:
     if not scene.relations:
-        return " et ".join(_thing(thing, words) for thing in things)
+        return " et ".join(_thing(mention, words) for mention in mentioned)
     relation = scene.relations[0]
     if relation.kind in CORNERS:
-        return _corner(scene, relation, words)
+        return _corner(relation, mentioned, words)
     if relation.kind == "between":
-        subject, first, second = (_thing(things[index], words) for index in (relation.subject, *relation.others))
-        subject_thing = things[relation.subject]
-        return words.frame(BETWEEN).format(subject, first, second, **_endings(subject_thing))
+        said = (_thing(mentioned[index], words) for index in (relation.subject, *relation.others))
+        return words.frame(BETWEEN).format(*said, placed=_placed(mentioned[relation.subject], words))
     if len(scene.relations) == 1:
-        return _side(scene, relation, words)
-    return _two_sides(scene, words)
+        return _side(relation, mentioned, words)
+    return _two_sides(scene, mentioned, words)
 
 
-def _endings(thing: Thing) -> dict[str, str]:
-    return {"e": "e" if is_feminine(thing) else "", "s": "s" if is_plural(thing) else ""}
+def _placed(mention: Mention, words: Wording) -> str:
+    """ "placée", agreed; where the phrase is about a picture and not the thing, words that need not agree."""
+    if mention.source.image is not None:
+        return "qui est" if mention.count == 1 else "qui sont"
+    return words.synonym("placé", "situé") + ("e" if is_feminine(mention) else "") + ("s" if mention.count > 1 else "")
 
 
-def related(kind: str, other: Thing, words: Wording, *, definite: bool = False, plainly: bool = False) -> str:
+def related(kind: str, other: Mention, words: Wording, *, definite: bool = False, plainly: bool = False) -> str:
     """ "à gauche d'une pomme", "sous le chat"."""
     relation = words.synonym(*RELATIONS[kind])
     if relation.endswith(" de"):
@@ -305,48 +449,46 @@ def related(kind: str, other: Thing, words: Wording, *, definite: bool = False, 
         relation = relation.removesuffix(" de")
     else:
         said = noun_phrase(other, words, article="le" if definite else "un", plainly=plainly)
-    return f"{relation} {said}" + (f" {pose(other, words)}" if isinstance(other, Figure) and not plainly else "")
+    return f"{relation} {said}" + ("" if plainly else _posed(other, words))
 
 
-def _side(scene: Scene, relation: Relation, words: Wording) -> str:
-    subject, other = scene.things[relation.subject], scene.things[relation.others[0]]
+def _side(relation: Relation, mentioned: Sequence[Mention], words: Wording) -> str:
+    subject, other = mentioned[relation.subject], mentioned[relation.others[0]]
     frame = words.frame(SIDE_FRAMES)
     if "{beside}" in frame:
         beside = words.synonym(*BESIDE_IT[relation.kind])
-        beside = beside.replace(" sa ", " leur ") if is_plural(other) else beside
+        beside = beside.replace(" sa ", " leur ") if other.count > 1 else beside
         return frame.format(first=_thing(subject, words), second=_thing(other, words), beside=beside)
-    placed = words.synonym("placé{e}{s}", "situé{e}{s}").format(**_endings(subject))
-    said = frame.replace("{relation} {second}", "{related}")
-    return said.format(first=_thing(subject, words), placed=placed, related=related(relation.kind, other, words))
+    return frame.format(
+        first=_thing(subject, words),
+        placed=_placed(subject, words),
+        related=related(relation.kind, other, words),
+    )
 
 
-def _two_sides(scene: Scene, words: Wording) -> str:
+def _two_sides(scene: Scene, mentioned: Sequence[Mention], words: Wording) -> str:
     first, second = scene.relations
-    things = scene.things
-    said = f"{_thing(things[first.subject], words)} {related(first.kind, things[first.others[0]], words)}"
-    known = (first.subject, first.others[0])
-    if second.subject in known:
-        new, kind, there = second.others[0], OPPOSITE[second.kind], second.subject
-    else:
-        new, kind, there = second.subject, second.kind, second.others[0]
-    place = related(kind, things[there], words, definite=True, plainly=True)
-    joint = words.frame(("{0}, et {1} {2}", "{0}, avec {1} {2}", "{0} ; {2}, {1}", "{0} et {1} {2}"))
-    return joint.format(said, _thing(things[new], words), place)
+    said = f"{_thing(mentioned[first.subject], words)} {related(first.kind, mentioned[first.others[0]], words)}"
+    new, kind, known = second.subject, second.kind, second.others[0]
+    if new in (first.subject, first.others[0]):
+        new, kind, known = known, OPPOSITE[kind], new
+    place = related(kind, mentioned[known], words, definite=True, plainly=True)
+    return words.frame(TWO_SIDES).format(said, _thing(mentioned[new], words), place)
 
 
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
-
-def _corner(scene: Scene, relation: Relation, words: Wording) -> str:
-    where = CORNER_PLACES[relation.kind]
-    place = words.synonym(where, f"dans le coin {where}", f"dans le coin {where.removeprefix('en ')}", f"tout {where}")
-    place = place.replace("coin haut à", "coin supérieur").replace("coin bas à", "coin inférieur")
-    subject = _thing(scene.things[relation.subject], words)
-    others = [_thing(thing, words) for index, thing in enumerate(scene.things) if index != relation.subject]
+def _corner(relation: Relation, mentioned: Sequence[Mention], words: Wording) -> str:
+    place = _corner_place(relation.kind, words)
+    subject = _thing(mentioned[relation.subject], words)
+    others = [_thing(mention, words) for index, mention in enumerate(mentioned) if index != relation.subject]
     if not others:
         return f"{subject} {place}"
-    frame = words.frame(CORNER_FRAMES)
-    return frame.format(other=others[0], subject=subject, place=place)
+    return words.frame(CORNER_FRAMES).format(other=others[0], subject=subject, place=place)
+
+
+def _corner_place(corner: str, words: Wording) -> str:
+    where = CORNER_PLACES[corner]
+    superior = where.replace("en haut à", "supérieur").replace("en bas à", "inférieur")
+    return words.synonym(where, f"dans le coin {where}", f"dans le coin {superior}", f"tout {where}")
 
 
 def background_phrase(background: Background, words: Wording, *, article: str = "un") -> str:
@@ -395,7 +537,7 @@ def text_phrase(text: Text, words: Wording) -> str:
     if text.text.isdigit():
         kind = words.synonym("le texte", "le nombre")
     kind = words.synonym(f"{kind} ", f"{kind} ", "les lettres ", "")
-    said = kind + words.synonym('"{}"', '"{}"', "« {} »", "“{}”").format(text.text)
+    said = kind + quoted(text.text, words)
     face = words.synonym(*FACES[text.face]) if words.says(0.6) else ""
     colored = words.says(0.85)
     if face:
@@ -406,6 +548,11 @@ def text_phrase(text: Text, words: Wording) -> str:
         letters = color_word(text.color, words, feminine=True, many=True)
         said += words.synonym(f" en {color}", f" en lettres {letters}", f" écrit en {color}")
     return said + (f" {_place(text, words)}" if words.says(0.85) else "")
+
+
+def quoted(text: str, words: Wording) -> str:
+    """The text in quotation marks."""
+    return words.synonym('"{}"', '"{}"', "« {} »", "“{}”").format(text)
 
 
 def _place(text: Text, words: Wording) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from headrace.world import letters, objects, split, words
-from headrace.world.colors import NAMED, RGB, Color, distance, named
+from headrace.world import figures, letters, objects, skeletons, split, words
+from headrace.world.colors import Color, distance, lightness
+from headrace.world.looks import background, color, look
 from headrace.world.scene import (
     CORNERS,
     ORDINARY,
@@ -20,7 +21,6 @@ from headrace.world.scene import (
     Scene,
     Text,
     Thing,
-    plain,
 )
 
 TOPICS: dict[str, float] = {
@@ -31,26 +31,28 @@ TOPICS: dict[str, float] = {
     "corner": 0.09,
     "trio": 0.06,
     "text": 0.13,
+    "figure": 0.07,
 }
 """What a scene can be about, and how often it is.
 
 object: one. count: two to four copies of one. relation: two objects. between: three. corner: one, with or without
-another in the middle. trio: three with two relations. text: words, with at most one object. Scenes about something else
-have words in them now and then, too.
+another in the middle. trio: three with two relations. text: words, with at most one object. figure: a character
+in a pose that has a name, alone or beside an object. Scenes about something else have words in them now and then, too.
 """
 
-SIZES: dict[str, tuple[float, float, float]] = {
-    "large": (0.72, 0.48, 0.38),
+SIZES: dict[str | None, tuple[float, float, float]] = {
+    "large": (0.74, 0.48, 0.38),
     "medium": (0.50, 0.36, 0.30),
     "small": (0.32, 0.26, 0.22),
+    None: (0.74, 0.44, 0.36),
 }
 """Side of an object's cell as a share of the shorter side of the room for objects, where one, two or more are shown."""
 
 SMALLEST = 0.17
 """The smallest cell of an object, as a share of the picture's shorter side."""
 
-CLEAR = 32.0
-"""The least distance (CIELAB) at which a colour is told from another beside it."""
+READABLE = {"plain": (40, 25), "gradient": (40, 25), "striped": (50, 32), "checked": (50, 32)}
+"""How far the colour of text is at least from the background's (CIELAB), and in lightness alone, by kind."""
 
 
 class _Crowded(Exception):  # noqa: N818
@@ -65,79 +67,52 @@ def scene(seed: int, width: int = 128, height: int = 128, *, side: str = "train"
     """
     chance = random.Random(f"scene/{side}/{topic}/{seed}")
     while True:
-        try:
-            proposed = _propose(chance, width, height, side, topic or _pick(chance, TOPICS))
-        except _Crowded:
-            continue
+        proposed = sketch(chance, width, height, side, topic)
         if split.admits(proposed, side):
             return proposed
 
 
+def sketch(chance: random.Random, width: int, height: int, side: str, topic: str | None = None) -> Scene:
+    """Any scene that can be drawn, whose words are of this side and whose combinations may be of either."""
+    while True:
+        try:
+            return _propose(chance, width, height, side, topic or pick(chance, TOPICS))
+        except _Crowded:
+            continue
+
+
 def _propose(chance: random.Random, width: int, height: int, side: str, topic: str) -> Scene:
     behind = background(chance, width, height)
-    margin = round(0.03 * min(width, height))
+    margin = round(0.045 * min(width, height))
     room = Box(margin, margin, width - margin, height - margin)
     texts: tuple[Text, ...] = ()
     things: tuple[Thing, ...] = ()
     relations: tuple[Relation, ...] = ()
     alone = topic == "text" and chance.random() < 0.5
     if topic == "text" or chance.random() < 0.12:
-        text = some_text(chance, side, behind, room, alone=alone)
+        text = _text(chance, side, behind, room, alone=alone)
         texts = (text,)
         room = beside(text, room)
     if topic == "object" or (topic == "text" and not alone):
         things = (_one(chance, behind, room),)
     elif topic == "count":
-        things = (_place(chance, _kind(chance), look(chance, behind), chance.randint(2, 4), room, room, jitter=0.06),)
+        things = (place(chance, _kind(chance), look(chance, behind), chance.randint(2, 4), room, room, jitter=0.06),)
     elif topic == "relation":
         things, relations = _related(chance, behind, room)
     elif topic in ("between", "trio"):
         things, relations = _three(chance, behind, room, topic)
+    elif topic == "figure":
+        things, relations = _with_figure(chance, behind, room)
     elif topic == "corner":
         things, relations = _in_corner(chance, behind, room)
-    smallest = min((box.width for thing in things for box in thing_boxes(thing)), default=width)
+    smallest = min((max(box.width, box.height) for thing in things for box in thing_boxes(thing)), default=width)
     if smallest < SMALLEST * min(width, height):
         raise _Crowded
-    light = _pick(chance, {"above": 0.55, "left": 0.19, "right": 0.19, "below": 0.07})
+    light = pick(chance, {"above": 0.55, "left": 0.19, "right": 0.19, "below": 0.07})
     return Scene(width, height, behind, things, relations, texts, light)
 
 
-def background(chance: random.Random, width: int, height: int) -> Background:
-    """Any background; its colours can be told from each other."""
-    kind = _pick(chance, {"plain": 0.64, "gradient": 0.14, "striped": 0.11, "checked": 0.11})
-    first = color(chance)
-    if kind == "plain":
-        return plain(first)
-    second = color(chance)
-    while distance(first.rgb, second.rgb) < CLEAR:
-        second = color(chance)
-    if kind == "gradient":
-        return Background(kind, (first, second), chance.choice(("across", "down", "diagonal")))
-    band = round(chance.uniform(0.09, 0.19) * min(width, height))
-    if kind == "checked":
-        return Background(kind, (first, second), band=band)
-    return Background(kind, (first, second), chance.choice(("across", "down", "diagonal")), band)
-
-
-def color(chance: random.Random) -> Color:
-    """A named colour, or now and then any at all."""
-    return named(chance.choice(tuple(NAMED))) if chance.random() < 0.85 else Color(_any(chance))
-
-
-def look(chance: random.Random, behind: Background, name: str | None = None) -> Look:
-    """How an object looks in a scene that is asked for in words: as ever, or in shades of a colour."""
-    if chance.random() < 0.75:
-        return ORDINARY
-    for _ in range(20):
-        tint = color(chance)
-        if all(distance(tint.rgb, other.rgb) >= CLEAR for other in behind.colors) and (
-            name is None or tint.name != objects.kind(name).color
-        ):
-            return Look(tint)
-    return ORDINARY
-
-
-def some_text(chance: random.Random, side: str, behind: Background, room: Box, *, alone: bool) -> Text:
+def _text(chance: random.Random, side: str, behind: Background, room: Box, *, alone: bool) -> Text:
     """Words that can be read, at the top or the bottom, in the middle of an otherwise empty picture, or in a corner."""
     face = chance.choice(letters.FACES)
     text = words.word(chance, side)
@@ -153,7 +128,7 @@ def some_text(chance: random.Random, side: str, behind: Background, room: Box, *
         places["middle"] = 5
     if extent[0] <= 0.5 * room.width:
         places |= dict.fromkeys(CORNERS, 0.7)
-    place = _pick(chance, places)
+    place = pick(chance, places)
     x, y = CORNERS.get(place, (0, {"top": -1, "middle": 0, "bottom": 1}.get(place, 0)))
     slack_x, slack_y = room.width - extent[0], room.height - extent[1]
     center = room.left + extent[0] / 2 + slack_x * (1 + x) / 2, room.top + extent[1] / 2 + slack_y * (1 + y) / 2
@@ -161,16 +136,23 @@ def some_text(chance: random.Random, side: str, behind: Background, room: Box, *
 
 
 def _ink(chance: random.Random, behind: Background) -> Color:
-    """A colour in which text can be read on the background."""
+    for _ in range(40):
+        ink = color(chance)
+        if readable(ink, behind):
+            return ink
+    raise _Crowded
+
+
+def readable(ink: Color, behind: Background) -> bool:
+    """Whether text of this colour can be read on the background."""
     backs = [one.rgb for one in behind.colors]
     if behind.kind == "gradient":
         (red, green, blue), (other_red, other_green, other_blue) = backs
         backs.append(((red + other_red) // 2, (green + other_green) // 2, (blue + other_blue) // 2))
-    for _ in range(40):
-        ink = color(chance)
-        if all(distance(ink.rgb, back) >= 45 for back in backs):
-            return ink
-    raise _Crowded
+    apart, lighter = READABLE[behind.kind]
+    return all(
+        distance(ink.rgb, back) >= apart and abs(lightness(ink.rgb) - lightness(back)) >= lighter for back in backs
+    )
 
 
 def beside(text: Text, room: Box) -> Box:
@@ -187,11 +169,11 @@ def _kind(chance: random.Random) -> str:
 
 def _one(chance: random.Random, behind: Background, room: Box) -> Group:
     name = _kind(chance)
-    return _place(chance, name, look(chance, behind, name), 1, room, room, size=_size(chance), jitter=0.08)
+    return place(chance, name, look(chance, behind, name), 1, room, room, size=_size(chance), jitter=0.08)
 
 
 def _size(chance: random.Random) -> str | None:
-    return chance.choice(tuple(SIZES)) if chance.random() < 0.3 else None
+    return chance.choice(("large", "medium", "small")) if chance.random() < 0.3 else None
 
 
 def _related(chance: random.Random, behind: Background, room: Box) -> tuple[tuple[Thing, ...], tuple[Relation, ...]]:
@@ -210,7 +192,7 @@ def _related(chance: random.Random, behind: Background, room: Box) -> tuple[tupl
     if max(x, y) > 0:
         cells = cells[::-1]
     placed = [
-        _place(chance, name, one, _count(chance), cell, room, size=_size(chance), jitter=0.05, crowd=2)
+        place(chance, name, one, _count(chance), cell, room, size=_size(chance), jitter=0.05, crowd=2)
         for name, one, cell in zip(names, looks, cells, strict=True)
     ]
     return tuple(placed), (Relation(relation, 0, (1,)),)
@@ -224,7 +206,7 @@ def _three(
         if max(room.width, room.height) > 1.3 * min(room.width, room.height)
         else (chance.random() < 0.5)
     )
-    cells = _parts(room, 3, across=across)
+    cells = parts(room, 3, across=across)
     names = [kind.name for kind in chance.sample(objects.kinds(), 3)]
     if topic == "between":
         order = (cells[1], *chance.sample((cells[0], cells[2]), 2))
@@ -247,7 +229,7 @@ def _three(
             Relation("above" if third_above else "below", 2, (0,)),
         )
     placed = [
-        _place(chance, name, look(chance, behind, name), 1, cell, room, jitter=0.03, crowd=3)
+        place(chance, name, look(chance, behind, name), 1, cell, room, jitter=0.03, crowd=3)
         for name, cell in zip(names, order, strict=True)
     ]
     return tuple(placed), relations
@@ -270,15 +252,39 @@ def _in_corner(chance: random.Random, behind: Background, room: Box) -> tuple[tu
         room.right - (side if x > 0 else 0),
         room.bottom - (side if y > 0 else 0),
     )
-    big = _place(chance, second, look(chance, behind, second), 1, free, room, jitter=0.03, crowd=2)
+    big = place(chance, second, look(chance, behind, second), 1, free, room, jitter=0.03, crowd=2)
     return (big, small), (Relation(corner, 1),)
+
+
+def _with_figure(
+    chance: random.Random, behind: Background, room: Box
+) -> tuple[tuple[Thing, ...], tuple[Relation, ...]]:
+    pose = skeletons.named_pose(chance, chance.choice(tuple(skeletons.POSES)))
+    character = chance.choice(tuple(figures.CHARACTERS))
+    if chance.random() < 0.6:
+        return (figures.place(character, look(chance, behind), pose, shrunk(chance, room)),), ()
+    relation = chance.choice(("left of", "right of"))
+    cells = _halves(room, across=True)
+    first, second = cells if relation == "left of" else cells[::-1]
+    figure = figures.place(character, look(chance, behind), pose, first)
+    name = _kind(chance)
+    other = place(chance, name, look(chance, behind, name), 1, second, room, jitter=0.05, crowd=2)
+    return (figure, other), (Relation(relation, 0, (1,)),)
+
+
+def shrunk(chance: random.Random, room: Box) -> Box:
+    """A part of the room that is a little smaller and anywhere in it."""
+    share = chance.uniform(0.86, 1)
+    width, height = int(room.width * share), int(room.height * share)
+    left, top = room.left + chance.randint(0, room.width - width), room.top + chance.randint(0, room.height - height)
+    return Box(left, top, left + width, top + height)
 
 
 def _count(chance: random.Random) -> int:
     return chance.choices((1, 2, 3, 4), (78, 12, 6, 4))[0]
 
 
-def _place(
+def place(
     chance: random.Random,
     name: str,
     how: Look,
@@ -299,7 +305,7 @@ def _place(
     crowded = min(crowd or count, 3) - 1
     unit = min(room.width, room.height)
     slot = min(cell.width / max(rows), cell.height / len(rows))
-    wanted = SIZES[size or ("medium" if crowded else "large")][crowded] * unit
+    wanted = SIZES[size][crowded] * unit
     side = int(min(wanted, 0.96 * slot))
     if size is not None and side < 0.95 * wanted:
         raise _Crowded
@@ -334,10 +340,10 @@ def _rows(chance: random.Random, count: int, cell: Box) -> tuple[int, ...]:
 
 
 def _halves(room: Box, *, across: bool) -> tuple[Box, ...]:
-    return _parts(room, 2, across=across)
+    return parts(room, 2, across=across)
 
 
-def _parts(room: Box, count: int, *, across: bool) -> tuple[Box, ...]:
+def parts(room: Box, count: int, *, across: bool) -> tuple[Box, ...]:
     edges = [index / count for index in range(count + 1)]
     if across:
         x = [room.left + round(edge * room.width) for edge in edges]
@@ -351,9 +357,6 @@ def thing_boxes(thing: Thing) -> Sequence[Box]:
     return thing.boxes if isinstance(thing, Group) else (thing.box,)
 
 
-def _any(chance: random.Random) -> RGB:
-    return chance.randrange(256), chance.randrange(256), chance.randrange(256)
-
-
-def _pick(chance: random.Random, weights: dict[str, float]) -> str:
+def pick(chance: random.Random, weights: Mapping[str, float]) -> str:
+    """One of the keys, as often as its weight says."""
     return chance.choices(tuple(weights), tuple(weights.values()))[0]

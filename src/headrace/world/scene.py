@@ -93,6 +93,14 @@ class Pose:
 
 
 @dataclass(frozen=True)
+class Skeleton:
+    """A pose as OpenPose draws it; ``radius`` of its joints, and half the width of its limbs, in pixels."""
+
+    pose: Pose
+    radius: float
+
+
+@dataclass(frozen=True)
 class Figure:
     """A character in a pose. ``look.tint`` is the colour of its body or jacket, ``look.lower`` that of its legs.
 
@@ -183,7 +191,7 @@ class Scene:
     relations: tuple[Relation, ...] = ()
     texts: tuple[Text, ...] = ()
     light: str = "above"
-    skeletons: tuple[Pose, ...] = ()
+    skeletons: tuple[Skeleton, ...] = ()
 
 
 def plain(color: RGB | Color) -> Background:

@@ -6,6 +6,61 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from headrace.world.scene import Figure, Group, Scene, Thing
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a thing of a scene comes from, as numbers of reference pictures counted from 1.
+
+    image: the picture that shows this very thing; None where words describe it. named: whether the thing's name has to
+    be said, because the picture shows other things too. pose: the picture whose pose a figure takes.
+    """
+
+    image: int | None = None
+    named: bool = False
+    pose: int | None = None
+
+
+NOWHERE = Source()
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A thing to be spoken of, and where it comes from."""
+
+    thing: Thing
+    source: Source = NOWHERE
+
+    @property
+    def count(self) -> int:
+        return len(self.thing.boxes) if isinstance(self.thing, Group) else 1
+
+    @property
+    def is_figure(self) -> bool:
+        return isinstance(self.thing, Figure)
+
+
+def mentions(scene: Scene, sources: Sequence[Source] = ()) -> tuple[Mention, ...]:
+    """The things of a scene with their sources, which may be left out where there are none."""
+    return tuple(map(Mention, scene.things, sources or [NOWHERE] * len(scene.things)))
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of one picture, the first reference, into another.
+
+    kind: one of `headrace.world.tasks.EDITS`. index: the thing concerned, in ``before``, or in ``after`` where it is
+    added. source: of what comes in its place. images: how many reference pictures there are.
+    """
+
+    kind: str
+    before: Scene
+    after: Scene
+    index: int = 0
+    source: Source = NOWHERE
+    images: int = 1
+
 
 @dataclass
 class Wording:
