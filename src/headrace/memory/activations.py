@@ -12,12 +12,19 @@ FLOAT_BYTES = 4
 
 
 def transformer_activations(
-    config: TransformerConfig, batch: int, text: int, picture: int, value_bytes: int, cached: int = 0
+    config: TransformerConfig,
+    batch: int,
+    text: int,
+    picture: int,
+    value_bytes: int,
+    cached: int = 0,
+    one_by_one: bool = True,
 ) -> int:
     """One forward of the transformer, its inputs not counted.
 
     batch: sequences, both branches of classifier-free guidance among them. text, picture: tokens of each, joined
-    references counting as picture. cached: reference tokens whose keys and values come from a cache.
+    references counting as picture. cached: reference tokens whose keys and values come from a cache. one_by_one:
+    whether they pass through a block one after another, as on a CPU, so that only the streams of the others wait.
     """
     mlp, tokens = config.mlp_ratio, text + picture
     # Counted in vectors of the hidden size. A rotation has the values and four halves of them in float32.
@@ -29,15 +36,16 @@ def transformer_activations(
         attended + tokens + max(text, picture) * (1 + 4 * mlp),
         6 * tokens + picture * (1 + turning),
     )
-    # The streams before and after they were joined, the first layer's result, keys and values with the cache's.
-    projected = (5 + 2 * mlp) * tokens + (tokens + 2 * cached if cached else 0)
+    # The joined streams, the first layer's result, keys and values with the cache's.
+    projected = (4 + 2 * mlp) * tokens + (tokens + 2 * cached if cached else 0)
     single = max(
         projected + tokens * (5 + 2 * mlp),  # queries, keys, the result and its copy; gated, and joined with that
         projected + tokens * (2 + turning),
     )
     worst = max(double if config.depth else 0, single if config.depth_single_blocks else 0)
     angles = tokens * config.head_dim * FLOAT_BYTES
-    return int(batch * worst * config.hidden_size * value_bytes) + angles
+    alive = worst + (batch - 1) * tokens if one_by_one else batch * worst
+    return int(alive * config.hidden_size * value_bytes) + angles
 
 
 def text_activations(config: LanguageModelConfig, length: int, outputs: int, value_bytes: int) -> int:

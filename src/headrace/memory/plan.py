@@ -240,7 +240,8 @@ def plan_work(
     text = _sizes(model, "text_encoder", text_shapes, text_value_bytes, text_bits)
     autoencoder = _sizes(model, "autoencoder", autoencoder_shapes(model.autoencoder), value_bytes, None)
 
-    activations = max(denoising_bytes(model, work, value_bytes) for work in works)
+    on_cpu = budget.host is None
+    activations = max(denoising_bytes(model, work, value_bytes, on_cpu) for work in works)
     held = max(_held_bytes(model, work, value_bytes) for work in works)
     reading = text_activations(model.language_model, model.text.length, len(model.text.layers), text_value_bytes)
     encoding = max(
@@ -249,7 +250,7 @@ def plan_work(
     )
     decoding = max(decoder_activations(model.autoencoder, work.width, work.height, value_bytes) for work in works)
 
-    process = budget.process + (LIBRARY_BYTES if budget.host is None else 0) + held
+    process = budget.process + (LIBRARY_BYTES if on_cpu else 0) + held
     everything = transformer.total + text.total + autoencoder.total
     kept = process + everything + max(activations, reading, encoding, decoding)
     others = process + max(text.rest + _ring_bytes(text.blocks) + reading, autoencoder.total + max(encoding, decoding))
@@ -310,14 +311,14 @@ def residence_order(blocks: Sequence[int], doubles: int) -> tuple[int, ...]:
     return (*range(doubles), *spread)
 
 
-def denoising_bytes(model: Model, work: Work, value_bytes: int) -> int:
+def denoising_bytes(model: Model, work: Work, value_bytes: int, one_by_one: bool) -> int:
     """The transformer's intermediate results in one step, or while its reference cache is filled."""
-    branches = work.batch * (2 if work.guided else 1)
+    config, branches = model.transformer, work.batch * (2 if work.guided else 1)
     text, picture, references = _tokens(model, work)
     if not _caches(model, work):
-        return transformer_activations(model.transformer, branches, text, picture + references, value_bytes)
-    step = transformer_activations(model.transformer, branches, text, picture, value_bytes, references)
-    return max(step, transformer_activations(model.transformer, 1, 0, references, value_bytes))
+        return transformer_activations(config, branches, text, picture + references, value_bytes, 0, one_by_one)
+    step = transformer_activations(config, branches, text, picture, value_bytes, references, one_by_one)
+    return max(step, transformer_activations(config, 1, 0, references, value_bytes))
 
 
 def _caches(model: Model, work: Work) -> bool:

@@ -285,22 +285,23 @@ class _Sequence:
     """The tokens of some pictures on their way through the blocks: two streams at first, then one."""
 
     def __init__(self, img: Tensor, txt: Tensor, steering: Steering, cache: list[KeyValue] | None) -> None:
-        self.img, self.txt = img, txt
-        self.joined: Tensor | None = None
+        self.streams: tuple[Tensor, Tensor] | Tensor = (img, txt)
+        self.text_length = txt.shape[1]
         self.steering, self.cache = steering, cache
 
     def run(self, block: Block, index: int, spin: Rotation) -> None:
         """Pass through the block with this index."""
         cached = None if self.cache is None else self.cache[index]
         if isinstance(block, DoubleStreamBlock):
-            self.img, self.txt = block(self.img, self.txt, self.steering, spin, cached)
+            self.streams = block(*self.streams, self.steering, spin, cached)
             return
-        joined = torch.cat([self.txt, self.img], dim=1) if self.joined is None else self.joined
-        self.joined = block(joined, self.steering, spin, self.txt.shape[1], cached)
+        if isinstance(self.streams, tuple):
+            self.streams = torch.cat(self.streams[::-1], dim=1)
+        self.streams = block(self.streams, self.steering, spin, self.text_length, cached)
 
     def picture(self, length: int) -> Tensor:
         """The picture's `length` tokens as they are now."""
-        img = self.img if self.joined is None else self.joined[:, self.txt.shape[1] :]
+        img = self.streams[0] if isinstance(self.streams, tuple) else self.streams[:, self.text_length :]
         return img[:, :length]
 
 
