@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ import headrace
 import headrace.pipeline
 from headrace.checkpoints import Checkpoint, build_network, load_transformer, open_checkpoint
 from headrace.checkpoints.load import StoredTensors
-from headrace.errors import Cancelled, HeadraceError
+from headrace.errors import Cancelled, HeadraceError, RequestError
 from headrace.memory.files import file_states
 from headrace.memory.plan import SLOTS, plan_work
 from headrace.memory.stream import Stream
 from headrace.nn.transformer import Block, Transformer
 from headrace.quant.formats import Bits
 from reference_pipelines import save_pipeline
+from simulated_gpu import SimulatedGpu
 
 DOUBLES, SINGLES = 2, 3
 BLOCKS = DOUBLES + SINGLES
@@ -55,6 +58,7 @@ def stream_of(
     dtype: torch.dtype = torch.float32,
     bits: Bits | None = None,
     device: str = "cpu",
+    pinned: tuple[int, ...] = (),
 ) -> Stream[Block]:
     def make() -> list[Block]:
         network = build_network(lambda: Transformer(checkpoint.transformer_config), checkpoint.transformer, dtype, bits)
@@ -63,7 +67,7 @@ def stream_of(
     names = [f"double_blocks.{index}" for index in range(DOUBLES)]
     names += [f"single_blocks.{index}" for index in range(SINGLES)]
     states = file_states(checkpoint.transformer.files)
-    return Stream(make, names, resident, checkpoint.transformer, torch.device(device), states)
+    return Stream(make, names, resident, checkpoint.transformer, torch.device(device), states, pinned)
 
 
 @pytest.mark.parametrize("resident", [(), (0,), (0, 1, 3), (0, 1, 2, 3), tuple(range(BLOCKS))])
@@ -169,12 +173,13 @@ def test_what_goes_wrong_in_the_reader_is_raised_where_its_blocks_are_used(
 
 
 @pytest.fixture
-def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, ...]], None]:
+def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`staged(resident)` makes every plan one that keeps only these blocks, as if the budget had no room for more."""
 
-    def stage(resident: tuple[int, ...]) -> None:
+    def stage(resident: tuple[int, ...], pinned: tuple[int, ...] = ()) -> None:
         def planned(*arguments: Any) -> Any:
-            return replace(plan_work(*arguments), keeps_all=False, resident_blocks=resident)
+            plan = plan_work(*arguments)
+            return replace(plan, keeps_all=False, resident_blocks=resident, pinned_blocks=pinned)
 
         monkeypatch.setattr(headrace.pipeline, "plan_work", planned)
 
@@ -186,9 +191,7 @@ def pixels(picture: headrace.Picture) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("kind", ["dev", "klein", "klein-base", "klein-kv"])
-def test_streaming_changes_no_bit(
-    kind: str, folders: Callable[[str], Path], staged: Callable[[tuple[int, ...]], None]
-) -> None:
+def test_streaming_changes_no_bit(kind: str, folders: Callable[[str], Path], staged: Callable[..., None]) -> None:
     request: dict[str, Any] = {"count": 2, "seed": 3, "steps": 2, "size": "64x48"}
     request["references"] = [
         headrace.load(folders(kind), device="cpu").generate("a stone", size="32x32", steps=1).image
@@ -201,9 +204,7 @@ def test_streaming_changes_no_bit(
         assert [a.recipe for a in whole] == [b.recipe for b in streamed]
 
 
-def test_a_preview_may_take_the_transformers_place(
-    folders: Callable[[str], Path], staged: Callable[[tuple[int, ...]], None]
-) -> None:
+def test_a_preview_may_take_the_transformers_place(folders: Callable[[str], Path], staged: Callable[..., None]) -> None:
     whole = headrace.load(folders("klein"), device="cpu").generate("a red apple", seed=3, steps=3, size="48x48")
     staged((0,))
     previews = []
@@ -215,7 +216,7 @@ def test_a_preview_may_take_the_transformers_place(
 
 
 def test_after_cancelling_and_failing_the_pipeline_works_again(
-    folders: Callable[[str], Path], staged: Callable[[tuple[int, ...]], None], monkeypatch: pytest.MonkeyPatch
+    folders: Callable[[str], Path], staged: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staged(())
     pipeline = headrace.load(folders("klein"), device="cpu")
@@ -236,9 +237,7 @@ def test_after_cancelling_and_failing_the_pipeline_works_again(
     assert np.array_equal(pixels(pipeline.generate("a red apple", **request)), pixels(first))
 
 
-def test_a_model_that_was_replaced_between_two_calls_is_refused(
-    copied: Path, staged: Callable[[tuple[int, ...]], None]
-) -> None:
+def test_a_model_that_was_replaced_between_two_calls_is_refused(copied: Path, staged: Callable[..., None]) -> None:
     staged(())
     pipeline = headrace.load(copied, device="cpu")
     pipeline.generate("a red apple", steps=1, size="32x32")
@@ -247,14 +246,76 @@ def test_a_model_that_was_replaced_between_two_calls_is_refused(
         pipeline.generate("a red apple", steps=1, size="32x32")
 
 
+@pytest.mark.parametrize("eager", ["copy", "compute", "neither"])
+@pytest.mark.parametrize("pinned", [(), (1, 4), (1, 2, 3, 4)])
+def test_copies_and_work_on_a_gpu_keep_their_order(
+    eager: str, pinned: tuple[int, ...], folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On streams and events that are simulated: the code that a GPU runs, but no GPU."""
+    checkpoint = open_checkpoint(folders("klein"))
+    whole = [block.state_dict() for block in load_transformer(checkpoint, torch.float32, "cpu").blocks()]
+    gpu = SimulatedGpu(monkeypatch, eager)
+    read: list[str] = []
+    original = StoredTensors.read
+
+    def counted(self: StoredTensors, name: str, target: torch.Tensor) -> None:
+        read.append(name)
+        original(self, name, target)
+
+    monkeypatch.setattr(StoredTensors, "read", counted)
+    stream = stream_of(checkpoint, (0,), device="cuda", pinned=pinned)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def look(block: Block) -> None:
+        seen.append({name: value.clone() for name, value in block.state_dict().items()})
+
+    for _ in range(4):
+        for block in stream.blocks():
+            gpu.compute.queue(partial(look, block))
+    assert gpu.synchronised_by <= {"headrace-reader"}, "the computing thread waits for no copy"
+    stream.close()
+    end = torch.cuda.Event()
+    end.record(gpu.compute)  # type: ignore[arg-type]
+    end.synchronize()
+    assert len(seen) == 4 * BLOCKS
+    for state, expected in zip(seen, 4 * whole, strict=True):
+        assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    counts = Counter(".".join(name.split(".")[:2]) for name in read)
+    for index in range(1, BLOCKS):
+        name = f"double_blocks.{index}" if index < DOUBLES else f"single_blocks.{index - DOUBLES}"
+        assert (counts[name] == len(whole[index])) == bool(pinned), "read once: kept, or alone in its slab"
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+
+
 @pytest.mark.gpu
-def test_a_gpu_is_lent_the_same_blocks(folders: Callable[[str], Path]) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
+@needs_gpu
+@pytest.mark.parametrize("pinned", [(), (1, 4), (1, 2, 3, 4)])
+def test_a_gpu_is_lent_the_same_blocks(pinned: tuple[int, ...], folders: Callable[[str], Path]) -> None:
     checkpoint = open_checkpoint(folders("klein"))
     whole = [block.state_dict() for block in load_transformer(checkpoint, torch.bfloat16, "cpu").blocks()]
-    stream = stream_of(checkpoint, (0,), torch.bfloat16, device="cuda")
+    stream = stream_of(checkpoint, (0,), torch.bfloat16, device="cuda", pinned=pinned)
     for _ in range(5):
         for block, expected in zip(stream.blocks(), whole, strict=True):
             assert all(torch.equal(value.cpu(), expected[name]) for name, value in block.state_dict().items())
     stream.close()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_on_a_gpu_streaming_from_pinned_memory_and_disk_changes_no_bit(
+    folders: Callable[[str], Path], staged: Callable[..., None]
+) -> None:
+    request: dict[str, Any] = {"count": 2, "seed": 3, "steps": 2, "size": "64x48"}
+    whole = headrace.load(folders("klein"), device="cuda").generate("a red apple", **request)
+    for resident, pinned in (((), ()), ((0,), (1, 3)), ((), tuple(range(BLOCKS)))):
+        staged(resident, pinned)
+        pipeline = headrace.load(folders("klein"), device="cuda", host_memory="1GB")
+        streamed = pipeline.generate("a red apple", **request)
+        assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(whole, streamed, strict=True))
+
+
+def test_host_memory_without_a_gpu_is_refused(folders: Callable[[str], Path]) -> None:
+    with pytest.raises(RequestError, match="give --memory alone"):
+        headrace.load(folders("klein"), device="cpu", host_memory="1GB")

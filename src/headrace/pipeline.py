@@ -29,7 +29,7 @@ from headrace.flow.latents import (
 )
 from headrace.flow.references import encode_picture, tensor_to_image
 from headrace.flow.schedule import schedule
-from headrace.memory.budget import check_fits, measured_budget
+from headrace.memory.budget import check_budget, check_fits, measured_budget
 from headrace.memory.networks import Networks
 from headrace.memory.plan import Plan, Work, describe_checkpoint, plan_work
 from headrace.memory.sizes import parse_bytes
@@ -98,6 +98,7 @@ class Pipeline:
         reference_limit: int | None = None,
         text_precision: str | None = None,
         memory: str | int | None = None,
+        host_memory: str | int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = choose_device(device)
@@ -107,6 +108,8 @@ class Pipeline:
         )
         self.dtype = dtype_of(self.precision, self.device)
         self.memory = None if memory is None else parse_bytes(memory)
+        self.host_memory = None if host_memory is None else parse_bytes(host_memory)
+        check_budget(self.memory, self.host_memory, self.device)
         self.reference_limit = check_reference_limit(
             checkpoint.reference_limit if reference_limit is None else reference_limit
         )
@@ -241,7 +244,7 @@ class Pipeline:
         does not fit.
         """
         model = describe_checkpoint(self.checkpoint)
-        budget = measured_budget(self.memory, self.device, self._networks.held_bytes)
+        budget = measured_budget(self.memory, self.host_memory, self.device, self._networks.held_bytes)
         prompts = len({request.recipe.prompt for request in requests})
         limit = len(requests)
         while True:
@@ -359,6 +362,7 @@ def load(
     text_encoder: str | PathLike[str] | None = None,
     reference_limit: int | None = None,
     memory: str | int | None = None,
+    host_memory: str | int | None = None,
 ) -> Pipeline:
     """A pipeline for a catalogue name, a folder, a file or a hub id; `headrace generate --help` explains the options.
 
@@ -366,8 +370,9 @@ def load(
     device: "auto", "cpu", "cuda" or "mps". variant: "base", "distilled" or "kv", where nothing else tells.
     autoencoder, text_encoder: for a single transformer file, or in place of the model's own. reference_limit: how many
     references a prompt may have. memory: what a run may take at most, as "6GB" or in bytes: on a CPU of the process's
-    resident set, on a GPU of its memory (default: what is free less a margin). Opens the model, loads nothing yet;
-    raises RequestError where it cannot be used.
+    resident set, on a GPU of its memory (default: what is free less a margin). host_memory: beside a GPU, how
+    much of the host's memory may be pinned, for blocks that the GPU has no room for (default: half of what is free).
+    Opens the model, loads nothing yet; raises RequestError where it cannot be used.
     """
     checkpoint = open_checkpoint(
         fspath(model),
@@ -375,4 +380,4 @@ def load(
         autoencoder=None if autoencoder is None else Path(autoencoder),
         text_encoder=None if text_encoder is None else Path(text_encoder),
     )
-    return Pipeline(checkpoint, precision, device, reference_limit, text_precision, memory)
+    return Pipeline(checkpoint, precision, device, reference_limit, text_precision, memory, host_memory)

@@ -72,6 +72,59 @@ def quality(model: str, seeds: int, size: str | None, device: str, as_json: bool
     )
 
 
+@bench.command()
+@click.argument("model", metavar="NAME|FOLDER|FILE|HUB_ID")
+@click.option(
+    "--memory",
+    "memories",
+    multiple=True,
+    metavar="SIZE",
+    help="A budget, as 6GB; again for more. Default: where everything stays, half way, the smallest, and a tenth less.",
+)
+@click.option("--size", default="512x512", show_default=True, metavar="WxH")
+@click.option("--steps", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--ref", "references", multiple=True, metavar="WxH", help="A reference of this size; again for more.")
+@click.option("-n", "--count", type=click.IntRange(1), default=1, show_default=True, help="Pictures in a run.")
+@click.option("--precision", default="auto", show_default=True, metavar="NAME")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON instead.")
+def budget(
+    model: str,
+    memories: tuple[str, ...],
+    size: str,
+    steps: int,
+    references: tuple[str, ...],
+    count: int,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Make the same pictures on the CPU within several budgets: peak foreseen and measured, and whether bits agree."""
+    from headrace.bench.budget import measure_budgets
+    from headrace.memory.sizes import parse_bytes
+
+    amounts = [parse_bytes(memory) for memory in memories]
+    rows = list(
+        measure_budgets(model, amounts, size=size, steps=steps, references=references, count=count, precision=precision)
+    )
+    if as_json:
+        click.echo(json.dumps({"budgets": list(map(asdict, rows))}))
+        return
+    print_table(
+        ("budget", "blocks kept", "peak foreseen", "measured", "off by", "same bits", "seconds"),
+        [
+            (
+                readable_bytes(row.memory_bytes),
+                str(row.resident_blocks),
+                readable_bytes(row.predicted_bytes),
+                "refused" if row.measured_bytes is None else readable_bytes(row.measured_bytes),
+                "" if row.measured_bytes is None else f"{row.predicted_bytes / row.measured_bytes - 1:+.1%}",
+                "" if row.same_pictures is None else "yes" if row.same_pictures else "no",
+                "" if row.seconds is None else f"{row.seconds:.1f}",
+            )
+            for row in rows
+        ],
+    )
+
+
 def _finite(row: dict[str, str | float]) -> dict[str, str | float | None]:
     # JSON has no number for the PSNR of equal pictures; null stands for it.
     return {name: None if value == math.inf else value for name, value in row.items()}

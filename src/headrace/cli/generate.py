@@ -90,6 +90,12 @@ _FILE = click.Path(path_type=Path)
     "margin.",
 )
 @click.option(
+    "--host-memory",
+    metavar="SIZE",
+    help="With a GPU: what may be pinned of the host's memory, for weights the GPU has no room for. Default: half of "
+    "what is free.",
+)
+@click.option(
     "--convention",
     type=click.Choice(["diffusers", "comfy", "bfl"]),
     default="diffusers",
@@ -117,6 +123,7 @@ def generate(
     text_precision: str | None,
     device: str,
     memory: str | None,
+    host_memory: str | None,
     convention: str,
     as_json: bool,
 ) -> None:
@@ -134,6 +141,7 @@ def generate(
     if guidance is not None:
         check_guidance(guidance)
     budget = None if memory is None else parse_bytes(memory)
+    host_budget = None if host_memory is None else parse_bytes(host_memory)
     first = check_seed(draw_seed() if seed is None else seed)
     seeds = range(first, check_seed(first + check_count(count) - 1) + 1)
     if output == STANDARD and (as_json or count > 1):
@@ -155,7 +163,9 @@ def generate(
     # What can be refused without computing has been; only now is torch imported.
     from headrace.pipeline import Pipeline
 
-    pipeline = Pipeline(checkpoint, precision, device, text_precision=text_precision, memory=budget)
+    pipeline = Pipeline(
+        checkpoint, precision, device, text_precision=text_precision, memory=budget, host_memory=host_budget
+    )
     for note in checkpoint.notes:
         click.echo(note, err=True)
     opened = time.monotonic()

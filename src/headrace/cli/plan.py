@@ -21,7 +21,7 @@ COMPONENTS = {"transformer": "transformer", "text_encoder": "text encoder", "aut
 @click.option(
     "--host-memory",
     metavar="SIZE",
-    help="For a GPU, whose memory --memory then is: how much of the host's memory blocks are streamed from.",
+    help="For a GPU, whose memory --memory then is: how much of the host's may be pinned for what does not fit there.",
 )
 @click.option("--size", metavar="WxH", help="Multiples of 16. Default: the model's.")
 @click.option("--refs", "references", type=click.IntRange(0), default=0, metavar="N", help="References of 1 MP each.")
@@ -42,8 +42,9 @@ def plan(
     headrace plan klein-4b --memory 4GB --size 1024x1024 --refs 2
     headrace plan dev --precision fp8 --memory 12GB --host-memory 32GB
 
-    Weights that stay in memory are resident; the others are streamed from disk, block by block, in every step. The
-    peak is that of the whole process, Python and torch included; on a GPU it is device memory.
+    Weights that stay in memory are resident; the others are streamed from disk, block by block, in every step; to a
+    GPU, from the host's memory as far as they fit there. The peak is that of the whole process, Python and torch
+    included; on a GPU it is device memory.
     """
     from headrace.memory.plan import CPU_RATES, GPU_RATES, PRECISIONS
     from headrace.memory.plan import plan as make_plan
@@ -62,7 +63,8 @@ def plan(
     reference_text = f" with {references} reference{'s' if references > 1 else ''} of 1 MP" if references else ""
     click.echo(f"{first.model}, {first.width}x{first.height}{reference_text}, in {readable_bytes(first.memory_bytes)}")
     click.echo()
-    print_table(("weights of", *COMPONENTS.values(), "resident", "streamed"), [_weights(row) for row in plans])
+    places = ("resident", "streamed") if host_memory is None else ("resident", "streamed", "host memory")
+    print_table(("weights of", *COMPONENTS.values(), *places), [_weights(row, len(places)) for row in plans])
     click.echo()
     columns = "run in", "activations", "peak", "smallest budget", "fits", "s/step", "bound by"
     print_table(columns, [_run(row) for row in plans])
@@ -77,9 +79,11 @@ def plan(
     )
 
 
-def _weights(row: Plan) -> tuple[str, ...]:
+def _weights(row: Plan, places: int) -> tuple[str, ...]:
     sizes = (row.components[name].bytes for name in COMPONENTS)
-    return row.precision, *map(readable_bytes, (*sizes, row.resident_bytes, row.streamed_bytes))
+    return row.precision, *map(
+        readable_bytes, (*sizes, *(row.resident_bytes, row.streamed_bytes, row.host_bytes)[:places])
+    )
 
 
 def _run(row: Plan) -> tuple[str, ...]:

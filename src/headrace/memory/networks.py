@@ -97,6 +97,9 @@ class Networks:
             lent.close()
             del lent
         trim()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.accelerator.empty_host_cache()
 
     def _lend(self, name: str, load: Callable[[Plan], Lent[nn.Module, nn.Module]]) -> Lent[nn.Module, nn.Module]:
         if self._plan is None:
@@ -140,6 +143,7 @@ class Networks:
             self._bits,
             self._device,
             _of(component, self._states),
+            plan.pinned_blocks,
         )
 
     def _autoencoder(self, plan: Plan) -> Lent[nn.Module, nn.Module]:

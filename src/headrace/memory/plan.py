@@ -4,7 +4,7 @@ The networks run one after another: language model, encoder (for references), tr
 fit into the budget together with the largest intermediate results, they are kept. Otherwise each is gone before the
 next one comes, the language model is read layer by layer, and as many of the transformer's blocks stay as there is
 room for: double-stream blocks first, whose arithmetic hides the least of their reading. The others are read through a
-ring of two slots.
+ring of two slots; where a GPU computes, as many of them as there is room for are kept in pinned memory of the host.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from headrace.checkpoints.headers import Shape
 from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
 from headrace.errors import RequestError
 from headrace.memory.activations import (
+    FLOAT_BYTES,
     decoder_activations,
     encoder_activations,
     text_activations,
@@ -34,12 +35,14 @@ from headrace.recipe import check_size, parse_size
 
 SLOTS = 2
 # Python, torch and Headrace imported (measured with torch 2.13 on Linux), and what the libraries take on first use.
-PROCESS_BYTES = 240_000_000
-LIBRARY_BYTES = 60_000_000
+PROCESS_BYTES = 245_000_000
+LIBRARY_BYTES = 80_000_000
 # What a GPU's context and libraries take, and the part of free memory that is left to others where no budget is named.
 CONTEXT_BYTES = 600_000_000
 MARGIN = 0.1
 REFERENCE_SIZE = (1024, 1024)
+# Of a reference's pixel: in the picture as it was opened and as it is used, each of which Pillow gives four bytes.
+PIXEL_BYTES = 8
 
 Bound = Literal["arithmetic", "host link", "disk"]
 
@@ -121,7 +124,8 @@ class ComponentPlan:
 class Plan:
     """A run within a budget. activation_bytes: of the transformer alone; peak_bytes: of everything, process included.
 
-    resident_blocks: the transformer's blocks that stay, by their place among those that run; keeps_all: every network
+    resident_blocks: the transformer's blocks that stay, by their place among those that run; pinned_blocks: of the
+    others, those that are kept in pinned memory of the host, of which host_bytes are taken. keeps_all: every network
     is kept from call to call. bound: what takes the longest in a step.
     """
 
@@ -142,6 +146,9 @@ class Plan:
     seconds_per_step: float
     keeps_all: bool
     resident_blocks: tuple[int, ...]
+    pinned_blocks: tuple[int, ...]
+    host_bytes: int
+    host_memory_bytes: int | None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -168,13 +175,18 @@ def plan(
     width, height = parse_size(chosen) if isinstance(chosen, str) else check_size(*chosen)
     work = Work(width, height, (REFERENCE_SIZE,) * references, guided=known.variant == "klein-base")
     gpu = host_memory is not None
-    process = CONTEXT_BYTES if gpu else PROCESS_BYTES
+    process = CONTEXT_BYTES if gpu else process_bytes(work)
     budget = Budget(
         memory=free_budget(process) if memory is None else parse_bytes(memory),
         process=process,
         host=None if host_memory is None else parse_bytes(host_memory),
     )
     return plan_work(known, [work], budget, known.precision if precision == "auto" else precision)
+
+
+def process_bytes(work: Work) -> int:
+    """What a process that does nothing but this work on a CPU takes when it begins."""
+    return PROCESS_BYTES + PIXEL_BYTES * sum(width * height for width, height in work.references)
 
 
 def free_budget(process: int) -> int:
@@ -264,14 +276,20 @@ def plan_work(
     else:
         resident = _residents(transformer.blocks, order, budget.memory - denoising)
         peak = max(others, denoising + _need(transformer.blocks, resident))
-    streamed = transformer.total - transformer.rest - sum(transformer.blocks[index] for index in resident)
+    passing = [index for index in order if index not in resident]
+    streamed = sum(transformer.blocks[index] for index in passing)
+    pinned: tuple[int, ...] = ()
+    host_bytes = 0
+    if budget.host is not None and not keeps_all:
+        pinned, host_bytes = _pin(transformer.blocks, passing, text.blocks, budget.host)
     components = {
         "transformer": _component(transformer.total, streamed),
         "text_encoder": _component(text.total, 0 if keeps_all else text.total - text.rest),
         "autoencoder": _component(autoencoder.total, 0),
     }
     work = max(works, key=lambda work: step_operations(model, work))
-    bound, seconds = _step_time(model, work, precision, streamed, budget.host)
+    from_disk = streamed - sum(transformer.blocks[index] for index in pinned)
+    bound, seconds = _step_time(model, work, precision, streamed, from_disk, CPU_RATES if on_cpu else GPU_RATES)
     return Plan(
         model=model.name,
         precision=precision,
@@ -285,11 +303,14 @@ def plan_work(
         activation_bytes=activations,
         peak_bytes=peak,
         minimum_bytes=min(minimum, kept),
-        fits=min(minimum, kept) <= budget.memory,
+        fits=min(minimum, kept) <= budget.memory and host_bytes <= (budget.host or 0),
         bound=bound,
         seconds_per_step=seconds,
         keeps_all=keeps_all,
         resident_blocks=tuple(sorted(resident)),
+        pinned_blocks=tuple(sorted(pinned)),
+        host_bytes=host_bytes,
+        host_memory_bytes=budget.host,
     )
 
 
@@ -334,16 +355,20 @@ def _tokens(model: Model, work: Work) -> tuple[int, int, int]:
 
 
 def _held_bytes(model: Model, work: Work, value_bytes: int) -> int:
-    """What is computed once and kept to the end: the embeddings of all prompts, a batch's, and its reference caches."""
+    """What is kept beside a forward: embeddings of all prompts and of a batch, its latents, and its references."""
     copies = work.prompts + work.batch * (3 if work.guided else 1) + (1 if work.guided else 0)
     contexts = copies * model.text.length * model.transformer.context_in_dim * value_bytes
+    _, picture, references = _tokens(model, work)
+    token = model.transformer.in_channels
+    # In float32 the noise, the latent before and after a step, its velocity and the finished one as foreseen.
+    latents = work.batch * picture * token * (5 * FLOAT_BYTES + 2 * value_bytes)
+    encoded = (1 + 2 * work.batch) * references * token * value_bytes
     if not _caches(model, work):
-        return contexts
+        return contexts + latents + encoded
     blocks = model.transformer.depth + model.transformer.depth_single_blocks
-    _, _, references = _tokens(model, work)
     # Of every picture of a batch its own, and all of them joined.
     caches = 1 if work.batch == 1 else 2 * work.batch
-    return contexts + caches * 2 * references * model.transformer.hidden_size * value_bytes * blocks
+    return contexts + latents + encoded + caches * 2 * references * model.transformer.hidden_size * value_bytes * blocks
 
 
 def _sizes(
@@ -379,10 +404,35 @@ def _residents(blocks: Sequence[int], order: Sequence[int], room: int) -> tuple[
     return tuple(order[: max(fitting) if fitting else needs.index(min(needs))])
 
 
-def _step_time(model: Model, work: Work, precision: str, streamed: int, host: int | None) -> tuple[Bound, float]:
+def _pin(
+    blocks: Sequence[int], passing: Sequence[int], layers: Sequence[int], room: int
+) -> tuple[tuple[int, ...], int]:
+    """As many of the passing blocks as `room` bytes of pinned memory can keep, and the bytes that are taken.
+
+    The rest, and the language model's layers before, pass through a slab beside each slot. Where even these do not fit,
+    what needs the least.
+    """
+
+    def need(count: int) -> int:
+        rest = [_pinned(blocks[index]) for index in passing[count:]]
+        return max(sum(_pinned(blocks[index]) for index in passing[:count]) + _ring_bytes(rest), reading)
+
+    reading = _ring_bytes([_pinned(size) for size in layers])
+    needs = [need(count) for count in range(len(passing) + 1)]
+    fitting = [count for count, least in enumerate(needs) if least <= room]
+    count = max(fitting) if fitting else needs.index(min(needs))
+    return tuple(passing[:count]), needs[count]
+
+
+def _pinned(size: int) -> int:
+    """What torch takes to pin so many bytes: the next power of two."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def _step_time(
+    model: Model, work: Work, precision: str, streamed: int, from_disk: int, rates: Rates
+) -> tuple[Bound, float]:
     """What bounds a step of a batch, and its seconds."""
-    rates = CPU_RATES if host is None else GPU_RATES
-    from_disk = streamed if host is None else max(0, streamed - host)
     seconds: dict[Bound, float] = {
         "arithmetic": step_operations(model, work) / rates.products[precision],
         "disk": from_disk / rates.disk,

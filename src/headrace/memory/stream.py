@@ -2,8 +2,9 @@
 
 A slot is a slab of memory with room for any one of the streamed blocks; each of these has a module whose tensors lie in
 the slab. A reader thread fills the slots ahead of use, in the order the blocks run, and goes on with the first blocks
-of the next pass while the last ones of this pass compute. Where a GPU computes, the thread reads into pinned memory and
-has a stream of its own copy from there; events keep the order, and the computing thread waits for no copy.
+of the next pass while the last ones of this pass compute. Where a GPU computes, a slot is the GPU's memory, and the
+thread copies into it, on a stream of its own, from pinned memory of the host: some blocks are kept there, the others
+are read into a slab that they share. Events keep the order, and the computing thread waits for no copy.
 """
 
 from __future__ import annotations
@@ -40,19 +41,33 @@ class Stream(Generic[Block]):
         component: Component,
         device: torch.device,
         states: Mapping[Path, FileState],
+        pinned: Sequence[int] = (),
     ) -> None:
         """Allocates all memory the stream will ever use, and reads the blocks that stay.
 
         make: all blocks, new at every call, on the meta device in their final dtypes. names: what they are called in
-        the component's plan. resident: the places of those that stay. states: of the component's files.
+        the component's plan. resident: the places of those that stay. states: of the component's files. pinned: where
+        a GPU computes, the places of those that are kept in the host's memory.
         """
         self._count = len(names)
         blocks = make()
         self._resident = {index: blocks[index] for index in resident}
         for index, block in self._resident.items():
             fill_module(block, component, device, names[index])
-        streamed = tuple(index for index in range(len(names)) if index not in self._resident)
-        slots = [Slot(make, streamed, device) for _ in range(min(SLOTS, len(streamed)))]
+        streamed = [index for index in range(len(names)) if index not in self._resident]
+        kept = {index: Slab({index: blocks[index]}, pinned=True) for index in pinned}
+        passing = [index for index in streamed if index not in kept]
+        link = GpuLink(device) if device.type == "cuda" else None
+        slots: list[Slot[Block]] = []
+        for _ in range(min(SLOTS, len(streamed))):
+            slab = Slab(_chosen(make(), streamed), device)
+            if link is None:
+                slots.append(Slot(slab))
+                continue
+            sources = dict(kept)
+            if passing:
+                sources.update(dict.fromkeys(passing, Slab(_chosen(make(), passing), pinned=True)))
+            slots.append(GpuSlot(slab, sources, link))
         self._reader = _Reader(slots, [(index, names[index]) for index in streamed], component, states)
 
     def blocks(self) -> Iterator[Block]:
@@ -78,73 +93,110 @@ class Stream(Generic[Block]):
                 self._reader.stop()
 
     def close(self) -> None:
-        """Stop reading, and wait until the thread has ended."""
+        """Stop reading, and wait until the thread and the copies it ordered have ended."""
         self._reader.stop()
+        self._reader.finish()
+
+
+class Slab(Generic[Block]):
+    """A piece of memory with room for any one of some blocks, which all lie in it, each from its beginning."""
+
+    def __init__(self, blocks: Mapping[int, Block], device: torch.device | str = "cpu", pinned: bool = False) -> None:
+        self.blocks = blocks
+        size = max(map(_slab_bytes, blocks.values()))
+        self.memory = torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
+        _lay_out(blocks, self.memory)
+        self._held: int | None = None
+
+    def holds(self, index: int) -> bool:
+        """Whether the block in this place was the last one to be read, and was read whole."""
+        return self._held == index
+
+    def read(self, index: int, name: str, stored: StoredTensors) -> None:
+        """Read the block in this place, which is stored under `name`."""
+        self._held = None
+        read_module(self.blocks[index], stored, name)
+        self._held = index
 
 
 class Slot(Generic[Block]):
-    """Memory for one block at a time."""
+    """Where a block lies while it computes; a CPU's."""
 
-    def __init__(self, make: Callable[[], Sequence[Block]], places: Sequence[int], device: torch.device) -> None:
-        blocks = make()
-        self._blocks = {index: blocks[index] for index in places}
-        size = max(map(_slab_bytes, self._blocks.values()))
-        on_gpu = device.type == "cuda"
-        self._host = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
-        self._read_into = self._blocks
-        self._on_gpu = _GpuCopy(self._host, device) if on_gpu else None
-        if self._on_gpu is not None:
-            blocks = make()
-            self._read_into = {index: blocks[index] for index in places}
-            _lay_out(self._read_into, self._host)
-        _lay_out(self._blocks, self._host if self._on_gpu is None else self._on_gpu.slab)
+    def __init__(self, slab: Slab[Block]) -> None:
+        self._slab = slab
         self._index = -1
 
     def fill(self, index: int, name: str, stored: StoredTensors) -> None:
-        """Read the block in this place, which is stored under `name`; called by the reader thread."""
-        if self._on_gpu is not None:
-            self._on_gpu.wait_until_copied()
-        read_module(self._read_into[index], stored, name)
-        if self._on_gpu is not None:
-            self._on_gpu.copy(self._host)
+        """Have the block in this place here, which is stored under `name`; called by the reader thread."""
+        if not self._slab.holds(index):
+            self._slab.read(index, name, stored)
         self._index = index
 
     def lend(self) -> Block:
-        """The block that was read last, for work that is queued from now on."""
-        if self._on_gpu is not None:
-            self._on_gpu.begin_use()
-        return self._blocks[self._index]
+        """The block that was filled in last, for work that is queued from now on."""
+        return self._slab.blocks[self._index]
 
     def release(self) -> None:
         """What has been queued so far is the last work that uses the block."""
-        if self._on_gpu is not None:
-            self._on_gpu.end_use()
+
+    def finish(self) -> None:
+        """Wait until nothing is on its way here any more."""
 
 
-class _GpuCopy:
-    """A slab of device memory, and the copies into it, ordered by events with the work that reads it."""
+class GpuLink:
+    """The copies from the host to a GPU, in a stream of their own, and the order of events between it and others."""
 
-    def __init__(self, host: Tensor, device: torch.device) -> None:
-        self.slab = torch.empty(host.numel(), dtype=torch.uint8, device=device)
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._copied: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._used: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def wait_until_copied(self) -> None:
-        """Make the calling thread wait until the host's slab may be overwritten."""
-        self._copied.synchronize()
+    def event(self) -> torch.cuda.Event:
+        """One that has not been recorded yet, for which nothing waits."""
+        return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
-    def copy(self, host: Tensor) -> None:
+    def copy(self, source: Tensor, target: Tensor, after: torch.cuda.Event, done: torch.cuda.Event) -> None:
+        """Queue a copy that begins after one event and ends with another."""
         with torch.cuda.stream(self._stream):
-            self._stream.wait_event(self._used)
-            self.slab.copy_(host, non_blocking=True)
-            self._copied.record(self._stream)
+            self._stream.wait_event(after)
+            target.copy_(source, non_blocking=True)
+            done.record(self._stream)
 
-    def begin_use(self) -> None:
-        torch.cuda.current_stream(self.slab.device).wait_event(self._copied)
+    def wait(self, event: torch.cuda.Event) -> None:
+        """Have the work that the calling thread queues from now on come after the event."""
+        torch.cuda.current_stream(self._device).wait_event(event)
 
-    def end_use(self) -> None:
-        self._used.record(torch.cuda.current_stream(self.slab.device))
+    def mark(self, event: torch.cuda.Event) -> None:
+        """Let the event be the end of the work that the calling thread has queued so far."""
+        event.record(torch.cuda.current_stream(self._device))
+
+
+class GpuSlot(Slot[Block]):
+    """A slot of a GPU's memory, filled from slabs of the host's. sources: of every block, by its place."""
+
+    def __init__(self, slab: Slab[Block], sources: Mapping[int, Slab[Block]], link: GpuLink) -> None:
+        super().__init__(slab)
+        self._sources, self._link = sources, link
+        self._used, self._copied = link.event(), link.event()
+        link.mark(self._used)  # work that was queued before may use the same memory, which was freed a moment ago
+
+    def fill(self, index: int, name: str, stored: StoredTensors) -> None:
+        source = self._sources[index]
+        if not source.holds(index):
+            self._copied.synchronize()  # the reader thread waits: the slab may still be on its way to the GPU
+            source.read(index, name, stored)
+        size = _slab_bytes(source.blocks[index])
+        self._link.copy(source.memory[:size], self._slab.memory[:size], self._used, self._copied)
+        self._index = index
+
+    def lend(self) -> Block:
+        self._link.wait(self._copied)
+        return super().lend()
+
+    def release(self) -> None:
+        self._link.mark(self._used)
+
+    def finish(self) -> None:
+        self._copied.synchronize()
 
 
 class _Reader(Generic[Block]):
@@ -174,6 +226,11 @@ class _Reader(Generic[Block]):
         if isinstance(filled, HeadraceError):
             raise filled
         raise HeadraceError(f"{self._component.source} could not be read on: {filled}.") from filled
+
+    def finish(self) -> None:
+        """Wait until nothing is on its way into a slot any more."""
+        for slot in self._slots:
+            slot.finish()
 
     def _start(self) -> None:
         # New queues, so that what an interrupted pass left in the old ones is forgotten.
@@ -210,6 +267,10 @@ class _Reader(Generic[Block]):
                     filled.put(slot)
         except BaseException as error:  # whatever it was, the thread that computes must hear of it
             filled.put(error)
+
+
+def _chosen(blocks: Sequence[Block], places: Sequence[int]) -> dict[int, Block]:
+    return {index: blocks[index] for index in places}
 
 
 def _lay_out(blocks: Mapping[int, nn.Module], slab: Tensor) -> None:
