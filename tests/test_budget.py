@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import headrace as package
-from conftest import Run
+from conftest import Run, command_environment
+from headrace.bench.budget import BudgetRow, measure_budgets
 from headrace.bench.checkpoint import write_checkpoint
 from headrace.catalog import PUBLISHED, PublishedModel
 from headrace.checkpoints import open_checkpoint
@@ -79,19 +85,71 @@ def test_below_the_minimum_the_run_is_refused_and_the_minimum_named(tmp_path: Pa
     assert headrace(*arguments, "--memory", "20").returncode == 2
 
 
-def test_a_budget_holds_and_is_foreseen(tmp_path: Path, headrace: Run) -> None:
-    model = tmp_path / "model"
-    write_checkpoint(reduced(1024, 2, 6, 640), model, "bf16", shard_bytes=10**8)
-    arguments = ["generate", "a cat", "--model", model, "--size", "256x256", "--steps", "2", "--seed", "1"]
-    arguments += ["--device", "cpu", "--json"]
-    minimum = package.plan(model, memory="100GB", size="256x256", precision="bf16").minimum_bytes
-    pictures = set()
-    for name, budget in (("whole", 10**11), ("middle", minimum + 10**8), ("least", minimum + 10**7)):
-        result = headrace(*arguments, "--memory", f"{budget}B", "-o", f"{name}.png")
-        assert result.returncode == 0, result.stderr
-        peak = json.loads(result.stdout)["peak_memory_bytes"]
-        assert peak <= budget
-        foreseen = package.plan(model, memory=budget, size="256x256", precision="bf16").peak_bytes
-        assert peak == pytest.approx(foreseen, rel=0.1)
-        pictures.add((tmp_path / f"{name}.png").read_bytes())
-    assert len(pictures) == 1
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose blocks are most of what it takes."""
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    write_checkpoint(reduced(1024, 2, 6, 640), folder, "bf16", shard_bytes=10**8)
+    return folder
+
+
+def check_rows(rows: list[BudgetRow]) -> None:
+    """Budgets hold, were foreseen, and change no bit; the last of them is too small and was refused."""
+    *held, refused = rows
+    assert (refused.measured_bytes, refused.memory_bytes < refused.minimum_bytes) == (None, True)
+    assert held[-1].memory_bytes == held[-1].minimum_bytes
+    for row in held:
+        assert row.measured_bytes is not None
+        assert row.measured_bytes <= row.memory_bytes, row
+        assert row.measured_bytes == pytest.approx(row.predicted_bytes, rel=0.1), row
+    assert [row.same_pictures for row in held] == [None, True, True]
+
+
+def test_a_budget_holds_and_is_foreseen(wide: Path) -> None:
+    rows = list(measure_budgets(str(wide), size="256x256"))
+    check_rows(rows)
+    assert rows[0].resident_blocks == 8 > rows[1].resident_blocks > rows[2].resident_blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize(
+    ("singles", "work"),
+    [
+        (6, {"size": "512x512"}),
+        (6, {"size": "512x512", "references": ["768x768", "512x256"]}),
+        (6, {"size": "512x512", "count": 3}),
+        (2, {"size": "2048x2048", "steps": 1}),
+    ],
+    ids=["picture", "references", "batch", "4 megapixels"],
+)
+def test_budgets_hold_at_the_width_of_klein_4b(
+    tmp_path: Path, precision: str, singles: int, work: dict[str, Any]
+) -> None:
+    write_checkpoint(reduced(KLEIN.transformer.hidden_size, 1, singles, 320), tmp_path / "model", precision)
+    check_rows(list(measure_budgets(str(tmp_path / "model"), **work)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell which files are open")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_that_streams(wide: Path, tmp_path: Path, number: signal.Signals) -> None:
+    memory = package.plan(wide, memory="100GB", size="64x64").minimum_bytes
+    command = [sys.executable, "-m", "headrace", "generate", "a cat", "--model", str(wide), "--size", "64x64"]
+    command += ["--steps", "1000", "--device", "cpu", "--memory", f"{memory}B"]
+    with subprocess.Popen(command, cwd=tmp_path, env=command_environment(), stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 60
+        while not reads(run.pid, wide / "transformer"):
+            assert run.poll() is None, run.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        run.send_signal(number)
+        _, said = run.communicate(timeout=60)
+    assert (run.returncode, said) == (1, "headrace: Stopped; nothing unfinished was written.\n")
+    assert not list(tmp_path.iterdir())
+
+
+def reads(process: int, folder: Path) -> bool:
+    """Whether the process has a file in the folder open."""
+    with contextlib.suppress(OSError):
+        return any(str(folder) in str(link.readlink()) for link in Path(f"/proc/{process}/fd").iterdir())
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import Counter
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import headrace
 import headrace.pipeline
 from headrace.checkpoints import Checkpoint, build_network, load_transformer, open_checkpoint
 from headrace.checkpoints.load import StoredTensors
 from headrace.errors import Cancelled, HeadraceError, RequestError
-from headrace.memory.files import file_states
+from headrace.memory.files import PassingFile, file_states
 from headrace.memory.plan import SLOTS, plan_work
 from headrace.memory.stream import Stream
 from headrace.nn.transformer import Block, Transformer
@@ -156,17 +158,18 @@ def test_a_file_that_changes_is_a_clear_error(copied: Path, damage: Callable[[Pa
     stream.close()
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError("no more"), SystemExit("the end")])
 def test_what_goes_wrong_in_the_reader_is_raised_where_its_blocks_are_used(
-    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    error: BaseException, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(self: StoredTensors, name: str, target: torch.Tensor) -> None:
-        raise OSError(5, "Input/output error")
+        raise error
 
     stream = stream_of(open_checkpoint(folders("klein")))
     with monkeypatch.context() as patch:
         patch.setattr(StoredTensors, "read", failing)
         for _ in range(2):
-            with pytest.raises(HeadraceError, match=r"could not be read on: .*Input/output error"):
+            with pytest.raises(HeadraceError, match=f"could not be read on: .*{error.args[-1]}"):
                 list(stream.blocks())
     assert len(list(stream.blocks())) == BLOCKS
     stream.close()
@@ -176,10 +179,10 @@ def test_what_goes_wrong_in_the_reader_is_raised_where_its_blocks_are_used(
 def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`staged(resident)` makes every plan one that keeps only these blocks, as if the budget had no room for more."""
 
-    def stage(resident: tuple[int, ...], pinned: tuple[int, ...] = ()) -> None:
+    def stage(resident: tuple[int, ...], pinned: tuple[int, ...] = (), recoded_bytes: int = 0) -> None:
         def planned(*arguments: Any) -> Any:
-            plan = plan_work(*arguments)
-            return replace(plan, keeps_all=False, resident_blocks=resident, pinned_blocks=pinned)
+            plan = replace(plan_work(*arguments), keeps_all=False, recoded_bytes=recoded_bytes)
+            return replace(plan, resident_blocks=resident, pinned_blocks=pinned)
 
         monkeypatch.setattr(headrace.pipeline, "plan_work", planned)
 
@@ -235,6 +238,65 @@ def test_after_cancelling_and_failing_the_pipeline_works_again(
             pipeline.generate("a red apple", **request)
     assert pipeline._networks.held_bytes == 0
     assert np.array_equal(pixels(pipeline.generate("a red apple", **request)), pixels(first))
+
+
+def test_a_disk_that_cannot_be_read_ends_the_call_and_the_next_one_works(
+    folders: Callable[[str], Path], staged: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged((0,))
+    pipeline = headrace.load(folders("klein"), device="cpu")
+    request: dict[str, Any] = {"seed": 3, "steps": 3, "size": "48x48"}
+    first = pipeline.generate("a red apple", **request)
+    threads = threading.active_count()
+    reads = itertools.count()
+    original = PassingFile.readinto
+
+    def failing(self: PassingFile, buffer: Any) -> int | None:
+        if "transformer" in str(self.name) and next(reads) == 2 * BLOCKS:
+            raise OSError(5, "Input/output error")
+        return original(self, buffer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PassingFile, "readinto", failing)
+        with pytest.raises(HeadraceError, match=r"safetensors cannot be read: Input/output error"):
+            pipeline.generate("a red apple", **request)
+    assert (pipeline.held_bytes, threading.active_count()) == (0, threads)
+    assert np.array_equal(pixels(pipeline.generate("a red apple", **request)), pixels(first))
+
+
+def test_a_reference_cache_is_let_go_however_a_streamed_call_ends(
+    folders: Callable[[str], Path], staged: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = headrace.load(folders("klein-kv"), device="cpu")
+    reference = Image.new("RGB", (32, 32), "teal")
+    request: dict[str, Any] = {"references": [reference], "seed": 3, "steps": 2, "size": "48x48"}
+    whole = pipeline.generate("a red apple", **request)
+    kept = pipeline.held_bytes
+    assert pipeline._reference_caches
+    staged(())
+    with pytest.raises(Cancelled):
+        pipeline.generate("a red apple", on_step=lambda step: False, **request)
+    assert (pipeline.held_bytes, pipeline._reference_caches) == (0, {})
+
+    def failing(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(headrace.nn.transformer.SingleStreamBlock, "forward", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            pipeline.generate("a red apple", **request)
+    assert (pipeline.held_bytes, pipeline._reference_caches) == (0, {})
+    stream = pipeline.stream("a red apple", **request)
+    assert np.array_equal(pixels(next(stream)), pixels(whole))
+    assert 0 < pipeline.held_bytes < kept
+    stream.close()
+    assert (pipeline.held_bytes, pipeline._reference_caches) == (0, {})
+
+
+def test_converting_in_every_step_is_said_up_front(folders: Callable[[str], Path], staged: Callable[..., None]) -> None:
+    staged((0,), recoded_bytes=10**9)
+    with pytest.warns(UserWarning, match=r"not stored in int8: 1 GB .* headrace convert"):
+        headrace.load(folders("klein"), precision="int8", device="cpu").generate("a cat", steps=1, size="32x32")
 
 
 def test_a_model_that_was_replaced_between_two_calls_is_refused(copied: Path, staged: Callable[..., None]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from os import PathLike, fspath
@@ -29,9 +31,10 @@ from headrace.flow.latents import (
 )
 from headrace.flow.references import encode_picture, tensor_to_image
 from headrace.flow.schedule import schedule
-from headrace.memory.budget import check_budget, check_fits, measured_budget
+from headrace.memory.budget import check_budget
+from headrace.memory.claims import claimed
 from headrace.memory.networks import Networks
-from headrace.memory.plan import Plan, Work, describe_checkpoint, plan_work
+from headrace.memory.plan import Budget, Plan, Work, describe_checkpoint, plan_work
 from headrace.memory.sizes import parse_bytes
 from headrace.nn.transformer import KeyValue
 from headrace.provenance.metadata import save_picture
@@ -207,8 +210,7 @@ class Pipeline:
             guidance=guidance,
         )
 
-        plan, groups = self._plan(requests)
-        with self._networks.within(plan):
+        with self._within_memory(requests) as groups:
             # 2. Every prompt and every reference, each on its own, to what the transformer reads.
             contexts = self._encode_prompts(requests, rules)
             encoded = self._encode_references(requests)
@@ -234,17 +236,43 @@ class Pipeline:
                 # 5. Latent to pixels.
                 for index, request in enumerate(batch):
                     yield request.position, Picture(decode(latent[index : index + 1]), request.recipe)
-        if not plan.keeps_all:
-            self._reference_caches.clear()
 
-    def _plan(self, requests: list[Request]) -> tuple[Plan, list[list[Request]]]:
-        """How the call fits into memory, and its batches.
+    @property
+    def held_bytes(self) -> int:
+        """What networks and reference caches take now of the device's memory."""
+        caches = (part for cache in list(self._reference_caches.values()) for layer in cache for part in layer)
+        return self._networks.held_bytes + sum(part.nbytes for part in caches)
 
-        On a CPU, where a batch changes no bits, they are as small as they must be. Raises RequestError where the call
-        does not fit.
+    def release(self) -> None:
+        """Let go of the networks and reference caches that are kept for the next call, which then loads them anew."""
+        self._networks.release()
+        self._reference_caches.clear()
+
+    @contextmanager
+    def _within_memory(self, requests: list[Request]) -> Iterator[list[list[Request]]]:
+        """The call's batches, and networks as its plan has them. Raises RequestError where the call does not fit."""
+        with claimed(self, partial(self._plan, requests)) as (plan, groups):
+            if plan.recoded_bytes:
+                warnings.warn(
+                    f"{self.checkpoint.name} is not stored in {self.precision}: {plan.recoded_bytes / 1e9:.3g} GB of "
+                    "it are converted again in every step. Write it so once with headrace convert.",
+                    stacklevel=1,  # the command shows warnings that come from here
+                )
+            if not plan.keeps_all:
+                self._reference_caches.clear()
+            try:
+                with self._networks.within(plan):
+                    yield groups
+            finally:
+                if not plan.keeps_all:
+                    self._reference_caches.clear()
+
+    def _plan(self, requests: list[Request], budget: Budget) -> tuple[Plan, list[list[Request]]]:
+        """How the call fits into the budget, and its batches: on a CPU, where they change no bits, as small as must be.
+
+        Where the call does not fit, the plan says so.
         """
         model = describe_checkpoint(self.checkpoint)
-        budget = measured_budget(self.memory, self.host_memory, self.device, self._networks.held_bytes)
         prompts = len({request.recipe.prompt for request in requests})
         limit = len(requests)
         while True:
@@ -262,7 +290,6 @@ class Pipeline:
             ]
             plan = plan_work(model, works, budget, self.precision, self.text_precision, multiplies_bf16(self.device))
             if plan.fits or limit == 1 or self.device.type != "cpu":
-                check_fits(plan)
                 return plan, groups
             limit //= 2
 
@@ -311,9 +338,10 @@ class Pipeline:
         if recipe.variant != "klein-kv":
             joined = torch.cat([tokens[request.reference_key] for request in batch])
             return replace(conditioning, references=joined, reference_ids=ids)
-        self._reference_caches = {
-            key: self._reference_caches.get(key) or self._reference_cache(tokens[key], ids) for key in tokens
-        }
+        for key in self._reference_caches.keys() - tokens.keys():
+            del self._reference_caches[key]
+        for key in tokens.keys() - self._reference_caches.keys():
+            self._reference_caches[key] = self._reference_cache(tokens[key], ids)
         return replace(
             conditioning,
             reference_cache=batch_caches([self._reference_caches[request.reference_key] for request in batch]),

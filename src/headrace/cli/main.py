@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import warnings
 
@@ -70,6 +71,7 @@ def cli() -> None:
 
 def main() -> int:
     """Run the command line on `sys.argv`. Returns 0 when done, 2 when the request was wrong, 1 for anything else."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is unfinished is cleared away first
     warnings.showwarning = _show_warning
     if not sys.warnoptions:  # what headrace warns about is for its user; what its libraries do is for its developers
         warnings.simplefilter("ignore")

@@ -23,12 +23,12 @@ def check_budget(memory: int | None, host_memory: int | None, device: torch.devi
         )
 
 
-def measured_budget(memory: int | None, host_memory: int | None, device: torch.device, held: int) -> Budget:
+def measured_budget(memory: int | None, device: torch.device, held: int, host_memory: int | None = None) -> Budget:
     """The named budget, or what is free less a margin, and what this process takes already.
 
     memory: in bytes; on a CPU it is the resident set of this process, on a GPU the device memory it takes.
-    host_memory: pinned, beside a GPU (default: half of what is free). held: of the memory, what the run itself would
-    otherwise load.
+    held: of that, what the run itself would otherwise load. host_memory: to be pinned beside a GPU (default: half of
+    what is free).
     """
     if device.type == "cuda":
         host = available_bytes() // 2 if host_memory is None else host_memory

@@ -24,7 +24,7 @@ from headrace.device import bits_of, dtype_of
 from headrace.memory.files import FileState, PassingFile, check_unchanged, file_states
 from headrace.memory.plan import Plan
 from headrace.memory.process import return_freed_memory, trim
-from headrace.memory.stream import Stream
+from headrace.memory.stream import Stream, module_bytes
 from headrace.nn.autoencoder import Autoencoder
 from headrace.nn.config import TransformerConfig
 from headrace.nn.language_model import LanguageModel
@@ -37,11 +37,15 @@ Part = TypeVar("Part", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Lent(Generic[Network, Part]):
-    """A network for as long as no other is asked for. blocks: one pass of its blocks, to be given to its forward."""
+    """A network for as long as no other is asked for. blocks: one pass of its blocks, to be given to its forward.
+
+    held_bytes: of the device's memory that it takes.
+    """
 
     network: Network
     blocks: Callable[[], Iterable[Part]]
     close: Callable[[], None]
+    held_bytes: int
 
 
 class Networks:
@@ -58,8 +62,8 @@ class Networks:
 
     @property
     def held_bytes(self) -> int:
-        """Of the weights kept from earlier calls."""
-        return sum(_bytes(lent.network) for lent in self._held.values())
+        """Of the weights that are in the device's memory now, slots included."""
+        return sum(lent.held_bytes for lent in list(self._held.values()))
 
     @contextmanager
     def within(self, plan: Plan) -> Iterator[None]:
@@ -75,6 +79,7 @@ class Networks:
         try:
             yield
         finally:
+            self._plan = None
             if not plan.keeps_all:
                 self.release()
 
@@ -113,7 +118,7 @@ class Networks:
     def _language_model(self, plan: Plan) -> Lent[nn.Module, nn.Module]:
         if plan.keeps_all:
             whole = load_language_model(self._checkpoint, self._text_dtype, self._device, self._text_bits)
-            return Lent(whole, lambda: whole.layers, _nothing)
+            return Lent(whole, lambda: whole.layers, _nothing, module_bytes(whole))
         component = self._checkpoint.language_model
         config, count = self._checkpoint.language_model_config, max(self._checkpoint.text.layers)
 
@@ -128,12 +133,12 @@ class Networks:
         fill_module(network, component, self._device)
         names = [f"layers.{index}" for index in range(count)]
         stream = Stream(lambda: list(build().layers), names, (), component, self._device, _of(component, self._states))
-        return Lent(network, stream.blocks, stream.close)
+        return Lent(network, stream.blocks, stream.close, module_bytes(network) + stream.held_bytes)
 
     def _transformer(self, plan: Plan) -> Lent[nn.Module, nn.Module]:
         if plan.keeps_all:
             whole = load_transformer(self._checkpoint, self._dtype, self._device, self._bits)
-            return Lent(whole, whole.blocks, _nothing)
+            return Lent(whole, whole.blocks, _nothing, module_bytes(whole))
         component = self._checkpoint.transformer
         return stream_transformer(
             component,
@@ -147,7 +152,8 @@ class Networks:
         )
 
     def _autoencoder(self, plan: Plan) -> Lent[nn.Module, nn.Module]:
-        return Lent(load_autoencoder(self._checkpoint, self._dtype, self._device), tuple, _nothing)
+        whole = load_autoencoder(self._checkpoint, self._dtype, self._device)
+        return Lent(whole, tuple, _nothing, module_bytes(whole))
 
 
 def stream_transformer(
@@ -158,8 +164,12 @@ def stream_transformer(
     bits: Bits | None,
     device: torch.device,
     states: Mapping[Path, FileState],
+    pinned: Sequence[int] = (),
 ) -> Lent[nn.Module, nn.Module]:
-    """A transformer of which only the blocks at the places `resident` stay, and the others pass through a ring."""
+    """A transformer of which only the blocks at the places `resident` stay, and the others pass through a ring.
+
+    pinned: where a GPU computes, the places of those that are kept in the host's memory.
+    """
 
     def build() -> Transformer:
         return build_network(lambda: Transformer(config), component, dtype, bits)
@@ -171,8 +181,9 @@ def stream_transformer(
         *(f"double_blocks.{index}" for index in range(config.depth)),
         *(f"single_blocks.{index}" for index in range(config.depth_single_blocks)),
     ]
-    stream: Stream[nn.Module] = Stream(lambda: list(build().blocks()), names, resident, component, device, states)
-    return Lent(network, stream.blocks, stream.close)
+    make: Callable[[], list[nn.Module]] = lambda: list(build().blocks())  # noqa: E731
+    stream = Stream(make, names, resident, component, device, states, pinned)
+    return Lent(network, stream.blocks, stream.close, module_bytes(network) + stream.held_bytes)
 
 
 class EmbeddingRows(nn.Module):
@@ -191,10 +202,6 @@ class EmbeddingRows(nn.Module):
                 rows[token] = stored.decoded("embed_tokens.weight", token, 1)
         gathered = torch.cat([rows[token] for token in ids]).view(*token_ids.shape, -1)
         return gathered.to(self.device, self.dtype)
-
-
-def _bytes(network: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.itemsize for tensor in (*network.parameters(), *network.buffers()))
 
 
 def _of(component: Component, states: Mapping[Path, FileState]) -> dict[Path, FileState]:

@@ -44,7 +44,7 @@ REFERENCE_SIZE = (1024, 1024)
 # Of a reference's pixel: in the picture as it was opened and as it is used, each of which Pillow gives four bytes.
 PIXEL_BYTES = 8
 
-Bound = Literal["arithmetic", "host link", "disk"]
+Bound = Literal["arithmetic", "conversion", "host link", "disk"]
 
 PRECISIONS: Mapping[str, tuple[int, Bits | None]] = {
     "fp32": (4, None),
@@ -56,17 +56,24 @@ PRECISIONS: Mapping[str, tuple[int, Bits | None]] = {
 
 @dataclass(frozen=True)
 class Rates:
-    """Operations a second in matrix products by precision, and bytes a second over the host link and from disk."""
+    """Operations a second in matrix products by precision, and bytes a second over the host link and from disk.
+
+    conversion: bytes a second that become eight-bit weights of those stored otherwise.
+    """
 
     products: Mapping[str, float]
     disk: float
+    conversion: Mapping[Bits, float]
     link: float | None = None
 
 
 # Constants, not measured where the plan is made: two server cores with bf16 instructions and their NVMe disk, and a
 # GPU of the class of an RTX 4090 on PCIe 4.
-CPU_RATES = Rates({"fp32": 0.18e12, "bf16": 0.8e12, "fp8": 0.74e12, "int8": 1.1e12}, disk=2.8e9)
-GPU_RATES = Rates({"fp32": 40e12, "bf16": 150e12, "fp8": 270e12, "int8": 270e12}, disk=2.8e9, link=25e9)
+CONVERSION: Mapping[Bits, float] = {"fp8": 0.08e9, "int8": 0.12e9}
+CPU_RATES = Rates({"fp32": 0.18e12, "bf16": 0.8e12, "fp8": 0.74e12, "int8": 1.1e12}, disk=2.8e9, conversion=CONVERSION)
+GPU_RATES = Rates(
+    {"fp32": 40e12, "bf16": 150e12, "fp8": 270e12, "int8": 270e12}, disk=2.8e9, conversion=CONVERSION, link=25e9
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,8 @@ class Plan:
 
     resident_blocks: the transformer's blocks that stay, by their place among those that run; pinned_blocks: of the
     others, those that are kept in pinned memory of the host, of which host_bytes are taken. keeps_all: every network
-    is kept from call to call. bound: what takes the longest in a step.
+    is kept from call to call. recoded_bytes: of what is streamed, what the files hold in another precision, so that it
+    is converted in every step. bound: what takes the longest in a step.
     """
 
     model: str
@@ -145,6 +153,7 @@ class Plan:
     bound: Bound
     seconds_per_step: float
     keeps_all: bool
+    recoded_bytes: int
     resident_blocks: tuple[int, ...]
     pinned_blocks: tuple[int, ...]
     host_bytes: int
@@ -289,7 +298,9 @@ def plan_work(
     }
     work = max(works, key=lambda work: step_operations(model, work))
     from_disk = streamed - sum(transformer.blocks[index] for index in pinned)
-    bound, seconds = _step_time(model, work, precision, streamed, from_disk, CPU_RATES if on_cpu else GPU_RATES)
+    recoded = from_disk if bits is not None and _recodes(model, bits) else 0
+    rates = CPU_RATES if on_cpu else GPU_RATES
+    bound, seconds = _step_time(model, work, precision, streamed, from_disk, recoded, rates)
     return Plan(
         model=model.name,
         precision=precision,
@@ -307,6 +318,7 @@ def plan_work(
         bound=bound,
         seconds_per_step=seconds,
         keeps_all=keeps_all,
+        recoded_bytes=recoded,
         resident_blocks=tuple(sorted(resident)),
         pinned_blocks=tuple(sorted(pinned)),
         host_bytes=host_bytes,
@@ -429,14 +441,22 @@ def _pinned(size: int) -> int:
     return 1 << (size - 1).bit_length() if size else 0
 
 
+def _recodes(model: Model, bits: Bits) -> bool:
+    """Whether there are files, and they hold the transformer's blocks in other bits than these."""
+    stored = model.formats.get("transformer")
+    return stored is not None and all(form.bits != bits for form in stored.values())
+
+
 def _step_time(
-    model: Model, work: Work, precision: str, streamed: int, from_disk: int, rates: Rates
+    model: Model, work: Work, precision: str, streamed: int, from_disk: int, recoded: int, rates: Rates
 ) -> tuple[Bound, float]:
     """What bounds a step of a batch, and its seconds."""
-    seconds: dict[Bound, float] = {
-        "arithmetic": step_operations(model, work) / rates.products[precision],
-        "disk": from_disk / rates.disk,
-    }
+    arithmetic = step_operations(model, work) / rates.products[precision]
+    # What is recoded are two bytes for each of the one that it becomes.
+    seconds: dict[Bound, float] = {"arithmetic": arithmetic, "disk": (from_disk + recoded) / rates.disk}
+    bits = PRECISIONS[precision][1]
+    if recoded and bits is not None:  # on the processor's cores, which on a CPU compute as well
+        seconds["conversion"] = recoded / rates.conversion[bits] + (0 if rates.link else arithmetic)
     if rates.link is not None:
         seconds["host link"] = streamed / rates.link
     bound = max(seconds, key=lambda term: seconds[term])

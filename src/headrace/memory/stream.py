@@ -57,10 +57,12 @@ class Stream(Generic[Block]):
         streamed = [index for index in range(len(names)) if index not in self._resident]
         kept = {index: Slab({index: blocks[index]}, pinned=True) for index in pinned}
         passing = [index for index in streamed if index not in kept]
+        self.held_bytes = sum(map(module_bytes, self._resident.values()))
         link = GpuLink(device) if device.type == "cuda" else None
         slots: list[Slot[Block]] = []
         for _ in range(min(SLOTS, len(streamed))):
             slab = Slab(_chosen(make(), streamed), device)
+            self.held_bytes += slab.memory.nbytes
             if link is None:
                 slots.append(Slot(slab))
                 continue
@@ -267,6 +269,11 @@ class _Reader(Generic[Block]):
                     filled.put(slot)
         except BaseException as error:  # whatever it was, the thread that computes must hear of it
             filled.put(error)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """What the parameters and buffers take."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _chosen(blocks: Sequence[Block], places: Sequence[int]) -> dict[int, Block]:
