@@ -108,7 +108,7 @@ def check_rows(rows: list[BudgetRow]) -> None:
 def test_a_budget_holds_and_is_foreseen(wide: Path) -> None:
     rows = list(measure_budgets(str(wide), size="256x256"))
     check_rows(rows)
-    assert rows[0].resident_blocks == 8 > rows[1].resident_blocks > rows[2].resident_blocks
+    assert rows[0].resident_blocks == 8 >= rows[1].resident_blocks > rows[2].resident_blocks
 
 
 @pytest.mark.slow
