@@ -76,6 +76,13 @@ def test_only_the_outputs_that_were_asked_for_run() -> None:
         checked(document)
 
 
+def test_unknown_nodes_at_the_end_of_something_are_told_of() -> None:
+    document = picture(**{"6": node("SaveImageExtended", images=["1", 0]), "7": node("Label")})
+    with pytest.warns(UserWarning, match=r"Left out: node 6 \(SaveImageExtended\), .* \(use SaveImage\)\.") as told:
+        assert set(checked(document).nodes) == {"1", "3", "4", "5"}
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -28,7 +28,7 @@ from headrace.comfy.specs import ANY, SPECS, Input
 from headrace.errors import RequestError
 
 MAX_DEPTH = 32
-# Links followed in all; a workflow of a thousand nodes takes some ten thousand.
+# Links followed and nodes looked at, in all; a workflow of a thousand nodes takes some ten thousand.
 MAX_HOPS = 1_000_000
 
 _NOTES = frozenset({"Note", "MarkdownNote"})
@@ -45,16 +45,18 @@ _PAGE_ONLY = frozenset({"control_after_generate", "upload"})
 class _Scope:
     """The outermost graph, or one instance of a sub-graph.
 
-    path: the ids of the instances around, each with a colon; values: what the instance keeps for its inputs, by their
-    place; inner_values: the same for inner widgets that no input leads to, by node and name.
+    path: the ids of the instances around, each with a colon; slots: the instance's inputs in the definition's order;
+    values: what the instance keeps for them, by their place; inner_values: the same for inner widgets that no input
+    leads to, by node and then name.
     """
 
     graph: SavedGraph
     path: str = ""
     instance: SavedNode | None = None
     parent: _Scope | None = None
+    slots: tuple[Slot, ...] = ()
     values: Mapping[int, Any] = field(default_factory=dict)
-    inner_values: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    inner_values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class _Expander:
         while pending:
             scope = pending.pop()
             yield scope
+            self._count(len(scope.graph.nodes))
             for node in scope.graph.nodes.values():
                 if node.type.startswith(("workflow>", "workflow/")):
                     raise RequestError(
@@ -142,14 +145,15 @@ class _Expander:
                 )
             definition = self.saved.definitions[instance.type]
             values, inner_values = self._instance_values(scope, instance, definition)
-            self.children[path] = _Scope(definition, path, instance, scope, values, inner_values)
+            slots = tuple(_instance_slots(instance, definition))
+            self.children[path] = _Scope(definition, path, instance, scope, slots, values, inner_values)
         return self.children[path]
 
     # What an instance of a sub-graph keeps for its inputs.
 
     def _instance_values(
         self, scope: _Scope, instance: SavedNode, definition: SavedGraph
-    ) -> tuple[dict[int, Any], dict[tuple[str, str], Any]]:
+    ) -> tuple[dict[int, Any], dict[str, dict[str, Any]]]:
         saved = instance.values if isinstance(instance.values, list) else []
         kept = {
             entry["originalEntry"][1]: entry["hostValue"]
@@ -166,21 +170,19 @@ class _Expander:
             if value is not None:
                 values[number] = value
             position += 1
-        inner_values: dict[tuple[str, str], Any] = {}
+        inner_values: dict[str, dict[str, Any]] = {}
         for position, (node, name) in enumerate(_proxies(instance)):
             value = saved[position] if position < len(saved) else None
             if value is None:
                 continue
             place = self._input_for(definition, node, name)
             if place is None:
-                inner_values[node, name] = value
+                inner_values.setdefault(node, {})[name] = value
             else:
                 values[place] = value
-        for number, boundary in enumerate(definition.inputs):
-            # The graph around may itself keep a value for this instance.
-            outer = scope.inner_values.get((instance.id, boundary.name))
-            if outer is not None:
-                values[number] = outer
+        # The graph around may itself keep values for this instance.
+        outer = scope.inner_values.get(instance.id, {})
+        values |= {n: outer[boundary.name] for n, boundary in enumerate(definition.inputs) if boundary.name in outer}
         return values, inner_values
 
     def _input_for(self, definition: SavedGraph, node: str, name: str) -> int | None:
@@ -197,16 +199,9 @@ class _Expander:
 
     def _targets(self, graph: SavedGraph, boundary: Boundary) -> Iterator[tuple[SavedNode, Slot]]:
         for key in boundary.links:
-            link = graph.links.get(key)
-            target = graph.nodes.get(link.target) if link else None
-            if link is None or target is None:
-                continue
             self._count()
-            slot = next((slot for slot in target.inputs if slot.link == key), None)
-            if slot is None and link.target_slot < len(target.inputs):
-                slot = target.inputs[link.target_slot]
-            if slot is not None:
-                yield target, slot
+            if key in graph.targets:
+                yield graph.targets[key]
 
     def _leads_to_widget(self, graph: SavedGraph, boundary: Boundary, depth: int) -> bool:
         for target, slot in self._targets(graph, boundary):
@@ -243,8 +238,8 @@ class _Expander:
         """The node as it runs, whether all of its values are known, and which of them are prompts with choices."""
         inputs, complete = _own_values(saved)
         dynamic = {entry.name for entry in _known_inputs(saved) if entry.dynamic_prompt}
-        for (node, name), value in scope.inner_values.items():
-            if node == saved.id and name in inputs:
+        for name, value in scope.inner_values.get(saved.id, {}).items():
+            if name in inputs:
                 inputs[name] = value
                 dynamic.discard(name)
         for slot in _slots(saved):
@@ -302,19 +297,18 @@ class _Expander:
                 or number >= len(scope.graph.inputs)
             ):
                 return None
-            outer = next((entry for entry in _instance_slots(instance, scope.graph) if entry[0] == number), None)
-            if outer is None or outer[1].link is None:
+            outer = scope.slots[number]
+            if outer.link is None:
                 value = scope.values[number] if number in scope.values else self._default(scope, number)
                 return None if value is None else _Constant(value)
-            scope, node, slot = parent, instance, outer[1]
-            wanted = slot.type
+            scope, node, slot, wanted = parent, instance, outer, outer.type
 
     def _take_output(
         self, scope: _Scope, node: SavedNode, number: int, wanted: str
     ) -> tuple[_Scope, SavedNode, Slot, str] | Link | _Constant | None:
         """What an output of a node is: the node itself, a constant, nothing, or an input of it to be followed."""
         if node.type == _PRIMITIVE:  # gives its value whatever its mode
-            value = next((value for (key, _), value in scope.inner_values.items() if key == node.id), None)
+            value = next(iter(scope.inner_values.get(node.id, {}).values()), None)
             if value is None and isinstance(node.values, list) and node.values:
                 value = node.values[0]
             return None if value is None else _Constant(value, typed=True)
@@ -331,7 +325,8 @@ class _Expander:
 
     def _passed_on(self, node: SavedNode, number: int, wanted: str) -> Slot | None:
         definition = self.saved.definitions.get(node.type)
-        slots = [slot for _, slot in _instance_slots(node, definition)] if definition else _slots(node)
+        slots = _instance_slots(node, definition) if definition else _slots(node)
+        self._count(len(slots))
         if not slots:
             return None
         if wanted == ANY:
@@ -351,6 +346,7 @@ class _Expander:
         name = _first_value(node)
         around: _Scope | None = scope
         while around is not None and name is not None:
+            self._count(len(around.graph.nodes))
             for other in around.graph.nodes.values():
                 if other.type == _SET and _first_value(other) == name and other.inputs and other.runs:
                     return around, other, other.inputs[0], wanted
@@ -360,12 +356,13 @@ class _Expander:
     def _value_named(self, node: str, name: str) -> Any:
         """The value of a widget of the first node of this name: its `Node name for S&R`, else its title."""
         everywhere = list(self.saved.all_nodes())
+        self._count(len(everywhere))
         named = [entry for entry in everywhere if entry.properties.get("Node name for S&R") == node]
         named = named or [entry for entry in everywhere if (entry.title or entry.type) == node]
         return _own_values(named[0])[0].get(name) if named else None
 
-    def _count(self) -> None:
-        self.hops += 1
+    def _count(self, steps: int = 1) -> None:
+        self.hops += steps
         if self.hops > MAX_HOPS:
             raise RequestError(
                 f"The workflow's links lead over more than {MAX_HOPS:,} others, the most that are followed."
@@ -390,28 +387,23 @@ def _slots(node: SavedNode) -> list[Slot]:
     return slots + list(saved.values())
 
 
-def _instance_slots(instance: SavedNode, definition: SavedGraph) -> list[tuple[int, Slot]]:
-    """An instance's inputs in the order of its definition, with their places there; only some of them are saved."""
-    left = list(instance.inputs)
+def _instance_slots(instance: SavedNode, definition: SavedGraph) -> list[Slot]:
+    """An instance's inputs in the order of its definition; only some of them are saved with it."""
+    left: dict[str, list[Slot]] = {}
+    for slot in instance.inputs:
+        left.setdefault(slot.name, []).append(slot)
     slots = []
-    for number, boundary in enumerate(definition.inputs):
-        same = [slot for slot in left if slot.name == boundary.name]
-        slot = next((slot for slot in same if slot.type == boundary.type), same[0] if same else None)
-        if slot is not None:
-            left.remove(slot)
-        slots.append((number, slot or Slot(boundary.name, boundary.type)))
+    for boundary in definition.inputs:
+        same = left.get(boundary.name, [])
+        place = next((n for n, slot in enumerate(same) if slot.type == boundary.type), 0)
+        slots.append(same.pop(place) if same else Slot(boundary.name, boundary.type))
     return slots
 
 
 def _link_to_output(definition: SavedGraph, number: int) -> SavedLink | None:
     """The link inside a sub-graph that ends at one of its outputs."""
-    if number >= len(definition.outputs):
-        return None
-    for key in definition.outputs[number].links:
-        if key in definition.links:
-            return definition.links[key]
-    ends = (definition.output_node, number)
-    return next((link for link in definition.links.values() if (link.target, link.target_slot) == ends), None)
+    found = definition.outputs[number].links if number < len(definition.outputs) else ()
+    return definition.links[found[0]] if found else None
 
 
 def _own_values(node: SavedNode) -> tuple[dict[str, Any], bool]:

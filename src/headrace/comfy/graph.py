@@ -7,6 +7,7 @@ value that is itself a list is wrapped as `{"__value__": [...]}` to tell it from
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,8 @@ from headrace.errors import RequestError
 
 MAX_NODES = 10_000
 _MAX_SHOWN = 80
+# Primitives behind each other through which it is followed what a switch is set to.
+_MAX_PRIMITIVES = 100
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,14 @@ def check(graph: Graph, only: Sequence[str] = ()) -> Graph:
 
     That is what the nodes that save something need, or those of them that `only` names by id. Of a switch only the
     branch that it takes is needed: no node and no file of the other has to be there. Values get the type of their
-    input; optional inputs that are absent, their default.
+    input; optional inputs that are absent, their default. Warns of nodes that are not known and may save something too.
 
     Raises RequestError, in one sentence, where nothing is saved, a node is not known, an input is missing, holds what
     it cannot, or is linked to what does not exist or is of another type, or where links form a circle.
     """
     outputs = _outputs(graph, only)
+    if not only:
+        _warn_of_other_ends(graph)
     order = _order(graph, outputs)
     _refuse_unknown([graph.nodes[key] for key in order])
     checked: dict[str, Node] = {}
@@ -152,6 +157,16 @@ def _outputs(graph: Graph, only: Sequence[str]) -> list[str]:
             there = ", ".join(_shown(entry) for entry in saving[:20]) or "none"
             raise RequestError(f"Node {_shown(key)} is not one that saves pictures; those of this workflow: {there}.")
     return list(only)
+
+
+def _warn_of_other_ends(graph: Graph) -> None:
+    used = {link.node for node in graph.nodes.values() for _, link in node.links()}
+    for node in graph.nodes.values():
+        if node.class_type not in SPECS and node.id not in used and any(node.links()):
+            hint = instead(node.class_type)
+            warnings.warn(
+                f"Left out: {node}, which Headrace does not have{f' ({hint})' if hint else ''}.", stacklevel=3
+            )
 
 
 def _order(graph: Graph, outputs: Sequence[str]) -> list[str]:
@@ -202,7 +217,7 @@ def _branch_not_taken(graph: Graph, node: Node) -> str | None:
 
 def _truth(graph: Graph, value: object) -> bool | None:
     """What a BOOLEAN input is, followed through primitives and switches to where it is set."""
-    for _ in range(len(graph.nodes)):
+    for _ in range(_MAX_PRIMITIVES):
         if not isinstance(value, Link):
             return bool(value) if isinstance(value, bool | int) else None
         node = graph.nodes.get(value.node)

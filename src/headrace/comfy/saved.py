@@ -8,7 +8,7 @@ taken as empty, since every version of the page leaves out something else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headrace.comfy.graph import MAX_NODES
@@ -73,14 +73,17 @@ class Boundary:
 
 @dataclass(frozen=True)
 class SavedGraph:
-    """The outermost graph or a sub-graph's definition, where links from around begin at `input_node`."""
+    """The outermost graph or a sub-graph's definition, where links from around begin at `input_node`.
+
+    targets: for each link that ends at a node's input, that node and input.
+    """
 
     nodes: Mapping[str, SavedNode]
     links: Mapping[str, SavedLink]
     inputs: tuple[Boundary, ...]
     outputs: tuple[Boundary, ...]
     input_node: str
-    output_node: str
+    targets: Mapping[str, tuple[SavedNode, Slot]]
 
 
 @dataclass(frozen=True)
@@ -117,16 +120,41 @@ def _graph(document: Mapping[str, Any]) -> SavedGraph:
     found = [_node(node) for node in _objects(document.get("nodes"))]
     if len(found) > MAX_NODES:
         raise RequestError(f"The workflow has {len(found):,} nodes; at most {MAX_NODES:,} are read.")
+    nodes = {node.id: node for node in found}
     links: dict[str, SavedLink] = {}
     for entry in _list(document.get("links")):
         _add_link(links, entry)
+    output_node = _key(_object(document.get("outputNode")).get("id")) or _OUTPUT_NODE
     return SavedGraph(
-        {node.id: node for node in found},
+        nodes,
         links,
         _boundaries(document.get("inputs")),
-        _boundaries(document.get("outputs")),
+        _outputs(document.get("outputs"), links, output_node),
         _key(_object(document.get("inputNode")).get("id")) or _INPUT_NODE,
-        _key(_object(document.get("outputNode")).get("id")) or _OUTPUT_NODE,
+        _targets(nodes, links),
+    )
+
+
+def _targets(nodes: Mapping[str, SavedNode], links: Mapping[str, SavedLink]) -> dict[str, tuple[SavedNode, Slot]]:
+    """What the inputs say, or else the links themselves."""
+    targets = {slot.link: (node, slot) for node in nodes.values() for slot in node.inputs if slot.link is not None}
+    for key, link in links.items():
+        target = nodes.get(link.target)
+        if key not in targets and target is not None and link.target_slot < len(target.inputs):
+            targets[key] = target, target.inputs[link.target_slot]
+    return targets
+
+
+def _outputs(value: object, links: Mapping[str, SavedLink], output_node: str) -> tuple[Boundary, ...]:
+    """The outputs of a sub-graph, each with the links that it or they themselves name."""
+    ends: dict[int, str] = {}
+    for key, link in links.items():
+        if link.target == output_node:
+            ends.setdefault(link.target_slot, key)
+    named = enumerate(_boundaries(value))
+    return tuple(
+        replace(entry, links=(*(key for key in entry.links if key in links), *([ends[n]] if n in ends else [])))
+        for n, entry in named
     )
 
 

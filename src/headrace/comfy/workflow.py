@@ -14,7 +14,7 @@ from headrace.comfy.specs import SPECS, Input, Value
 from headrace.errors import RequestError
 from headrace.pictures import open_bounded
 
-MAX_WORKFLOW_BYTES = 64 * 2**20
+MAX_WORKFLOW_BYTES = 32 * 2**20
 
 _PNG = b"\x89PNG"
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
