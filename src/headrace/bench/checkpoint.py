@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from headrace.nn.config import LanguageModelConfig
 from headrace.quant.formats import block_linears
 
 SHARD_BYTES = 5 * 10**9
+NETWORKS = ("transformer", "vae", "text_encoder")
 DRAWN = 2**22
 
 STORED = {"fp32": "F32", "bf16": "BF16", "fp8": "F8_E4M3", "int8": "I8"}
@@ -59,25 +60,31 @@ class _Stored:
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
-def write_checkpoint(published: PublishedModel, folder: Path, precision: str, shard_bytes: int = SHARD_BYTES) -> int:
+def write_checkpoint(
+    published: PublishedModel,
+    folder: Path,
+    precision: str,
+    shard_bytes: int = SHARD_BYTES,
+    networks: Collection[str] = NETWORKS,
+) -> int:
     """Write the checkpoint into a new folder, a few MiB at a time, and return its bytes.
 
     precision: "fp32" or "bf16", or "fp8" or "int8" for the linear layers of the blocks. shard_bytes: the most a file
-    holds, where no single tensor is larger.
+    holds, where no single tensor is larger. networks: those to write, by the names of their folders.
     Raises RequestError for another precision, a folder that has something in it, or a disk without the room.
     """
     if precision not in STORED:
         raise RequestError(f"There is no precision {precision!r}; choose {', '.join(STORED)}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"{folder} is not an empty folder; name one that does not exist yet.")
-    parts = _tensors(published, precision)
+    parts = {name: tensors for name, tensors in _tensors(published, precision).items() if name in networks}
     total = sum(tensor.size for tensors in parts.values() for tensor in tensors.values())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if free < total:
             raise RequestError(f"{folder} has {free / 1e9:.3g} GB free, and the checkpoint takes {total / 1e9:.3g} GB.")
-        _write_settings(published, folder)
+        _write_settings(published, folder, networks)
         drawn = torch.randn(DRAWN, generator=torch.Generator().manual_seed(0))
         for part, tensors in parts.items():
             stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
@@ -164,12 +171,17 @@ def _values(tensor: _Stored, drawn: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield first, values[: min(DRAWN, count - first)]
 
 
-def _write_settings(published: PublishedModel, folder: Path) -> None:
-    transformer, autoencoder = transformer_settings(published.transformer), autoencoder_settings(published.autoencoder)
-    _save(folder / "transformer" / "config.json", transformer)
-    _save(folder / "vae" / "config.json", autoencoder)
+def _write_settings(published: PublishedModel, folder: Path, networks: Collection[str]) -> None:
     config, settings = published.text_encoder.config, published.text_encoder.settings
-    _save(folder / "text_encoder" / "config.json", _language_model_settings(config, settings.template))
+    documents = {
+        "transformer": transformer_settings(published.transformer),
+        "vae": autoencoder_settings(published.autoencoder),
+        "text_encoder": _language_model_settings(config, settings.template),
+    }
+    for network in networks:
+        _save(folder / network / "config.json", documents[network])
+    if "text_encoder" not in networks:
+        return
     special = SPECIAL_TOKENS[settings.template]
     _tokenizer(special).save(str(_made(folder / "tokenizer" / "tokenizer.json")))
     _save(folder / "tokenizer" / "tokenizer_config.json", {"pad_token": special[0]})

@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
 from headrace import catalog
+from headrace.catalog import PublishedModel
 from headrace.cli.terminal import print_table, readable_bytes
+from headrace.recipe import parse_size
+
+
+class Blocks(click.ParamType[tuple[int, int]]):
+    """How many double-stream and single-stream blocks, written `1+4`."""
+
+    name = "DOUBLES+SINGLES"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d{1,3})\+(\d{1,3})", str(value))
+        if match is None or match.groups() == ("0", "0"):
+            self.fail(f"{value!r} is not a number of blocks of both kinds; write it like 1+4.", param, ctx)
+        return int(match.group(1)), int(match.group(2))
+
+
+PRECISIONS = ("fp32", "bf16", "fp8", "int8")
+PUBLISHED = click.argument("model", type=click.Choice([published.name for published in catalog.PUBLISHED]))
+SIZES = click.option("--size", "sizes", multiple=True, metavar="WxH", help="Repeatable. Default: three squares.")
+ROUNDS = click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Of every size.")
+FOLDER = click.option(
+    "--folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where weights are written for the time being. Default: the system's folder for temporary files.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
+SQUARES = ("256x256", "512x512", "1024x1024")
 
 
 @click.group()
@@ -19,9 +48,9 @@ def bench() -> None:
 
 
 @bench.command()
-@click.argument("model", type=click.Choice([published.name for published in catalog.PUBLISHED]))
+@PUBLISHED
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp8", "int8"]), default="bf16", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="bf16", show_default=True)
 def checkpoint(model: str, folder: Path, precision: str) -> None:
     """Write random weights in MODEL's shapes into DIR, with a working tokenizer: for runs of its size without it.
 
@@ -29,9 +58,114 @@ def checkpoint(model: str, folder: Path, precision: str) -> None:
     """
     from headrace.bench.checkpoint import write_checkpoint
 
-    published = next(entry for entry in catalog.PUBLISHED if entry.name == model)
-    total = write_checkpoint(published, folder, precision)
+    total = write_checkpoint(_published(model), folder, precision)
     click.echo(f"wrote {folder} ({readable_bytes(total)})")
+
+
+@bench.command()
+@PUBLISHED
+@click.option("--blocks", type=Blocks(), help="So many of each kind only, like 1+4. Default: all.")
+@SIZES
+@click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help="Repeatable.")
+@ROUNDS
+@FOLDER
+@JSON
+def step(
+    model: str,
+    blocks: tuple[int, int] | None,
+    sizes: tuple[str, ...],
+    precisions: tuple[str, ...],
+    rounds: int,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Time one denoising step of MODEL's shape on the CPU, all weights in memory, those being random.
+
+    The share is that of the rate of plain bf16 products measured beside it, all operations of the step counted; the
+    speed-up is over diffusers' step in bf16 with the same weights, where diffusers is installed.
+    """
+    from headrace.bench.blocks import reduced
+    from headrace.bench.steps import compare_steps
+
+    published = reduced(_published(model), blocks)
+    chosen = [parse_size(size) for size in sizes or SQUARES]
+    with TemporaryDirectory(dir=folder, prefix="headrace-") as temporary:
+        rows = list(compare_steps(published, Path(temporary), chosen, precisions or ("bf16", "int8", "fp8"), rounds))
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    print_table(
+        ("size", "step", "seconds", "of product rate", "speed-up"),
+        [
+            (
+                f"{row.width}x{row.height}",
+                row.what,
+                f"{row.seconds:.2f}",
+                f"{row.share:.1%}",
+                "" if row.speedup is None else f"{row.speedup:.2f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+@bench.command()
+@PUBLISHED
+@click.option("--blocks", type=Blocks(), help="So many of each kind only, like 1+4. Default: all.")
+@SIZES
+@click.option("--precision", type=click.Choice(PRECISIONS), default="bf16", show_default=True)
+@click.option("--memory", metavar="SIZE", help="Within this budget; without one no block stays in memory.")
+@ROUNDS
+@FOLDER
+@JSON
+def stream(
+    model: str,
+    blocks: tuple[int, int] | None,
+    sizes: tuple[str, ...],
+    precision: str,
+    memory: str | None,
+    rounds: int,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Time one denoising step of MODEL's shape on the CPU, its random weights streamed from disk.
+
+    They are written first, if the disk has room for them, and deleted afterwards. The floor is the larger of the time
+    that reading them takes by itself and the time that all operations take at the rate of plain bf16 products.
+    """
+    from headrace.bench.blocks import reduced
+    from headrace.bench.streaming import measure_streaming
+    from headrace.memory.sizes import parse_bytes
+
+    published = reduced(_published(model), blocks)
+    chosen = [parse_size(size) for size in sizes or SQUARES]
+    budget = None if memory is None else parse_bytes(memory)
+    with TemporaryDirectory(dir=folder, prefix="headrace-") as temporary:
+        measured = measure_streaming(published, Path(temporary), precision, chosen, budget, rounds)
+    if as_json:
+        click.echo(json.dumps(asdict(measured)))
+        return
+    reading = measured.reading
+    click.echo(
+        f"{readable_bytes(reading.bytes)} a step, read at {reading.raw / 1e9:.2f} GB/s from beginning to end and at "
+        f"{reading.streamed / 1e9:.2f} GB/s ({reading.streamed / reading.raw:.0%}) block by block"
+    )
+    if measured.peak is not None:
+        click.echo(f"peak of the process: {readable_bytes(measured.peak)}")
+    print_table(
+        ("size", "seconds", "reading", "arithmetic", "over floor", "over resident"),
+        [
+            (
+                f"{row.width}x{row.height}",
+                f"{row.seconds:.2f}",
+                f"{row.reading:.2f}",
+                f"{row.arithmetic:.2f}",
+                f"{row.over_floor:.2f}",
+                "" if row.over_resident is None else f"{row.over_resident:.3f}",
+            )
+            for row in measured.rows
+        ],
+    )
 
 
 @bench.command()
@@ -123,6 +257,10 @@ def budget(
             for row in rows
         ],
     )
+
+
+def _published(name: str) -> PublishedModel:
+    return next(entry for entry in catalog.PUBLISHED if entry.name == name)
 
 
 def _finite(row: dict[str, str | float]) -> dict[str, str | float | None]:

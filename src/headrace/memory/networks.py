@@ -140,7 +140,7 @@ class Networks:
             whole = load_transformer(self._checkpoint, self._dtype, self._device, self._bits)
             return Lent(whole, whole.blocks, _nothing, module_bytes(whole))
         component = self._checkpoint.transformer
-        return stream_transformer(
+        lent = stream_transformer(
             component,
             self._checkpoint.transformer_config,
             plan.resident_blocks,
@@ -150,6 +150,7 @@ class Networks:
             _of(component, self._states),
             plan.pinned_blocks,
         )
+        return cast("Lent[nn.Module, nn.Module]", lent)
 
     def _autoencoder(self, plan: Plan) -> Lent[nn.Module, nn.Module]:
         whole = load_autoencoder(self._checkpoint, self._dtype, self._device)
@@ -165,7 +166,7 @@ def stream_transformer(
     device: torch.device,
     states: Mapping[Path, FileState],
     pinned: Sequence[int] = (),
-) -> Lent[nn.Module, nn.Module]:
+) -> Lent[Transformer, Block]:
     """A transformer of which only the blocks at the places `resident` stay, and the others pass through a ring.
 
     pinned: where a GPU computes, the places of those that are kept in the host's memory.
@@ -181,7 +182,7 @@ def stream_transformer(
         *(f"double_blocks.{index}" for index in range(config.depth)),
         *(f"single_blocks.{index}" for index in range(config.depth_single_blocks)),
     ]
-    make: Callable[[], list[nn.Module]] = lambda: list(build().blocks())  # noqa: E731
+    make: Callable[[], list[Block]] = lambda: list(build().blocks())  # noqa: E731
     stream = Stream(make, names, resident, component, device, states, pinned)
     return Lent(network, stream.blocks, stream.close, module_bytes(network) + stream.held_bytes)
 

@@ -1,0 +1,171 @@
+"""Denoising steps whose weights are streamed from disk: against the disk, against arithmetic, against all in memory."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from headrace.bench.blocks import (
+    CPU,
+    Size,
+    describe_transformer,
+    in_turns,
+    load_whole,
+    median_ratio,
+    product_rate,
+    random_inputs,
+    seconds_of,
+)
+from headrace.bench.checkpoint import write_checkpoint
+from headrace.catalog import PublishedModel
+from headrace.checkpoints.components import Component, transformer_component
+from headrace.checkpoints.weights import read_weights
+from headrace.device import bits_of, dtype_of
+from headrace.errors import RequestError
+from headrace.memory.files import PassingFile, file_states
+from headrace.memory.networks import Lent, stream_transformer
+from headrace.memory.plan import Budget, Model, Work, plan_work, step_operations
+from headrace.memory.process import peak_bytes, resident_bytes, return_freed_memory
+from headrace.nn.transformer import Block, Transformer
+
+READ_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The streamed bytes of a step, and bytes a second.
+
+    raw: of the files read once from beginning to end. streamed: of passes in which blocks are read and none is run.
+    """
+
+    bytes: int
+    raw: float
+    streamed: float
+
+
+@dataclass(frozen=True)
+class StreamRow:
+    """One streamed step at one size. seconds: of the fastest round.
+
+    reading: the seconds its bytes take at the raw rate; arithmetic: its operations at the rate of plain bf16 products,
+    the median of all rounds. over_floor: the step's seconds over the larger of the two, likewise.
+    over_resident: over those of a step with all weights in memory, likewise; None under a budget.
+    """
+
+    width: int
+    height: int
+    seconds: float
+    reading: float
+    arithmetic: float
+    over_floor: float
+    over_resident: float | None
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """What was measured of one model. peak: the process's largest resident set in bytes; None without a budget."""
+
+    reading: Reading
+    rows: tuple[StreamRow, ...]
+    peak: int | None
+
+
+def measure_streaming(
+    published: PublishedModel,
+    folder: Path,
+    precision: str,
+    sizes: Sequence[Size],
+    memory: int | None,
+    rounds: int,
+) -> Streaming:
+    """Write random weights, read them, and take steps on the CPU with the blocks streamed.
+
+    folder: a new one for the weights. memory: the budget of the whole process in bytes, within which blocks stay; None:
+    no block does, and streamed steps take turns with steps that have all weights in memory.
+    Raises RequestError where the disk has no room, or the budget is too small for one of the sizes.
+    """
+    write_checkpoint(published, folder, precision, networks=("transformer",))
+    component, config = transformer_component(read_weights(folder / "transformer"))
+    model = describe_transformer(published, config)
+    resident = () if memory is None else _resident_blocks(model, precision, sizes, memory)
+    return_freed_memory()
+    raw = _raw_rate(component)
+    dtype, bits = dtype_of(precision, CPU), bits_of(precision)
+    lent = stream_transformer(component, config, resident, dtype, bits, CPU, file_states(component.files))
+    with closing(lent):
+        streamed, rate = _passes(lent, resident)
+        reading = Reading(streamed, raw, rate)
+        whole = load_whole(component, config, precision) if memory is None else None
+        rows = tuple(_rows(model, lent, whole, dtype, sizes, reading, rounds))
+    return Streaming(reading, rows, None if memory is None else peak_bytes())
+
+
+def _resident_blocks(model: Model, precision: str, sizes: Sequence[Size], memory: int) -> tuple[int, ...]:
+    plan = plan_work(model, [Work(*size) for size in sizes], Budget(memory, resident_bytes()), precision)
+    if not plan.fits:
+        raise RequestError(f"--memory allows {memory / 1e9:.3g} GB, and this takes {plan.minimum_bytes / 1e9:.3g} GB.")
+    return plan.resident_blocks
+
+
+def _raw_rate(component: Component) -> float:
+    """Bytes a second of one reading of the files, none of them in the system's cache."""
+    for file in component.files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    buffer, total, begun = bytearray(READ_BYTES), 0, time.perf_counter()
+    for file in component.files:
+        with PassingFile(file) as opened:
+            while count := opened.readinto(buffer):
+                total += count
+    return total / (time.perf_counter() - begun)
+
+
+def _passes(lent: Lent[Transformer, Block], resident: Sequence[int]) -> tuple[int, float]:
+    """The bytes that are streamed in a pass, and how many a second come in one that follows another."""
+    total = sum(
+        sum(tensor.numel() * tensor.itemsize for tensor in (*block.parameters(), *block.buffers()))
+        for index, block in enumerate(lent.blocks())
+        if index not in resident
+    )
+    return total, total / seconds_of(lambda: [None for _ in lent.blocks()])
+
+
+def _rows(
+    model: Model,
+    lent: Lent[Transformer, Block],
+    whole: Transformer | None,
+    dtype: torch.dtype,
+    sizes: Sequence[Size],
+    reading: Reading,
+    rounds: int,
+) -> Iterator[StreamRow]:
+    for size in sizes:
+        inputs = random_inputs(model, size, dtype)
+        works = {
+            "products": partial(product_rate, inputs, model.transformer),
+            "streamed": partial(seconds_of, inputs.step(lent.network, lent.blocks)),
+        }
+        if whole is not None:
+            works["resident"] = partial(seconds_of, inputs.step(whole, whole.blocks))
+        figures = in_turns(works, rounds)
+        seconds, resident = figures["streamed"], figures.get("resident")
+        read = reading.bytes / reading.raw
+        arithmetic = [step_operations(model, Work(*size)) / rate for rate in figures["products"]]
+        floors = [max(read, each) for each in arithmetic]
+        yield StreamRow(
+            *size,
+            seconds=min(seconds),
+            reading=read,
+            arithmetic=statistics.median(arithmetic),
+            over_floor=median_ratio(seconds, floors),
+            over_resident=None if resident is None else median_ratio(seconds, resident),
+        )
