@@ -85,7 +85,7 @@ def random_inputs(model: Model, size: Size, dtype: torch.dtype) -> Inputs:
     )
 
 
-def product_rate(inputs: Inputs, config: TransformerConfig) -> float:
+def sequence_product_rate(inputs: Inputs, config: TransformerConfig) -> float:
     """Operations a second of a bf16 product of the whole sequence with a matrix as wide as a block's widest layer."""
     wide = 3 * config.hidden_size + 2 * config.mlp_size
     tokens = torch.randn(inputs.picture.shape[1] + inputs.text.shape[1], config.hidden_size).bfloat16()

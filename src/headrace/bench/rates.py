@@ -43,7 +43,7 @@ def disk_rate(folder: Path, size: int = FILE_BYTES) -> float:
                     file.write(buffer)
                 file.flush()
                 os.fsync(file.fileno())
-            return statistics.median(_read_rate(path, buffer) for _ in range(3))
+            return statistics.median(read_rate(path, buffer) for _ in range(3))
         finally:
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -88,7 +88,8 @@ def product_rate(device: torch.device, precision: str) -> float:
     return 2 * x.shape[1] * WIDTH**2 / _seconds(lambda: layer(x), device)
 
 
-def _read_rate(path: Path, buffer: memoryview) -> float:
+def read_rate(path: Path, buffer: memoryview) -> float:
+    """Bytes a second, reading a file once from its beginning to its end, after the system was told to forget it."""
     size = path.stat().st_size
     with PassingFile(path) as file:
         if forgets_cached_files():

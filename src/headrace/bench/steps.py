@@ -20,9 +20,9 @@ from headrace.bench.blocks import (
     in_turns,
     load_whole,
     median_ratio,
-    product_rate,
     random_inputs,
     seconds_of,
+    sequence_product_rate,
 )
 from headrace.bench.checkpoint import write_checkpoint
 from headrace.catalog import PublishedModel
@@ -75,7 +75,7 @@ def compare_steps(
 
 def _rows(model: Model, size: Size, inputs: Inputs, steps: dict[str, Step], rounds: int) -> Iterator[StepRow]:
     works = {name: partial(seconds_of, step) for name, step in steps.items()}
-    figures = in_turns({"products": partial(product_rate, inputs, model.transformer), **works}, rounds)
+    figures = in_turns({"products": partial(sequence_product_rate, inputs, model.transformer), **works}, rounds)
     operations = step_operations(model, Work(*size))
     products = [operations / rate for rate in figures.pop("products")]
     theirs = figures.get(THEIRS)

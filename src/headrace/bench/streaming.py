@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,23 +19,22 @@ from headrace.bench.blocks import (
     in_turns,
     load_whole,
     median_ratio,
-    product_rate,
     random_inputs,
     seconds_of,
+    sequence_product_rate,
 )
 from headrace.bench.checkpoint import write_checkpoint
+from headrace.bench.rates import PIECE_BYTES, read_rate
 from headrace.catalog import PublishedModel
 from headrace.checkpoints.components import Component, transformer_component
 from headrace.checkpoints.weights import read_weights
 from headrace.device import bits_of, dtype_of
 from headrace.errors import RequestError
-from headrace.memory.files import PassingFile, file_states
+from headrace.memory.files import file_states
 from headrace.memory.networks import Lent, stream_transformer
 from headrace.memory.plan import Budget, Model, Work, plan_work, step_operations
 from headrace.memory.process import peak_bytes, resident_bytes, return_freed_memory
 from headrace.nn.transformer import Block, Transformer
-
-READ_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -116,17 +114,15 @@ def _resident_blocks(model: Model, precision: str, sizes: Sequence[Size], memory
 
 
 def _raw_rate(component: Component) -> float:
-    """Bytes a second of one reading of the files, none of them in the system's cache."""
+    """Bytes a second of one reading of all files, none of them in the system's cache."""
+    buffer, seconds, total = memoryview(bytearray(PIECE_BYTES)), 0.0, 0
     for file in component.files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    buffer, total, begun = bytearray(READ_BYTES), 0, time.perf_counter()
-    for file in component.files:
-        with PassingFile(file) as opened:
-            while count := opened.readinto(buffer):
-                total += count
-    return total / (time.perf_counter() - begun)
+        with file.open("rb") as written:
+            os.fsync(written.fileno())  # the cache keeps what is not yet on the disk
+        size = file.stat().st_size
+        seconds += size / read_rate(file, buffer)
+        total += size
+    return total / seconds
 
 
 def _passes(lent: Lent[Transformer, Block], resident: Sequence[int]) -> tuple[int, float]:
@@ -151,7 +147,7 @@ def _rows(
     for size in sizes:
         inputs = random_inputs(model, size, dtype)
         works = {
-            "products": partial(product_rate, inputs, model.transformer),
+            "products": partial(sequence_product_rate, inputs, model.transformer),
             "streamed": partial(seconds_of, inputs.step(lent.network, lent.blocks)),
         }
         if whole is not None:
