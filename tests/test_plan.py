@@ -22,9 +22,11 @@ from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shape
 from headrace.errors import RequestError
 from headrace.flow.latents import text_positions
 from headrace.memory.activations import text_activations, transformer_activations
+from headrace.memory.budget import check_fits
 from headrace.memory.plan import (
     PRECISIONS,
     Budget,
+    Model,
     Plan,
     Work,
     describe,
@@ -217,8 +219,41 @@ def test_a_plan_keeps_its_word(name: str, work: Work, precision: str, memory: in
     assert not less.fits
     assert planned(2 * memory).streamed_bytes <= plan.streamed_bytes
     assert planned(2 * memory).seconds_per_step <= plan.seconds_per_step
+    assert plan.host_bytes <= (host or 0)
+    assert not set(plan.pinned_blocks) & set(plan.resident_blocks)
     if plan.keeps_all:
-        assert plan.streamed_bytes == 0
+        assert plan.streamed_bytes == plan.host_bytes == 0
+
+
+def test_more_of_the_hosts_memory_keeps_more_and_too_little_is_refused() -> None:
+    def planned(host: int) -> Plan:
+        return plan_work(MODELS["dev"], [Work(1024, 1024)], Budget(12 * 10**9, 6 * 10**8, host), "fp8")
+
+    plans = [planned(host * 10**9) for host in (4, 16, 64)]
+    assert [plan.bound for plan in plans] == ["disk", "disk", "arithmetic"]
+    assert len(plans[0].pinned_blocks) < len(plans[1].pinned_blocks) < len(plans[2].pinned_blocks)
+    assert len(plans[2].pinned_blocks) + len(plans[2].resident_blocks) == 8 + 48
+    assert len({plan.peak_bytes for plan in plans}) == 1
+    little = planned(10**9)
+    assert not little.fits
+    with pytest.raises(RequestError, match=r"needs \d+MB of it: give more with --host-memory"):
+        check_fits(little)
+    assert planned(little.host_bytes).fits
+
+
+def test_conversion_in_every_step_is_foreseen() -> None:
+    def planned(model: Model, memory: int, precision: str) -> Plan:
+        return plan_work(model, [Work(256, 256)], Budget(memory, 3 * 10**8), precision)
+
+    published = MODELS["klein-4b"]
+    in_bf16 = replace(published, formats={"transformer": {}, "text_encoder": {}})
+    as_stored, converted = (planned(model, 3 * 10**9, "int8") for model in (published, in_bf16))
+    assert (as_stored.recoded_bytes, as_stored.peak_bytes) == (0, converted.peak_bytes)
+    streamed = converted.components["transformer"].streamed_bytes
+    assert (converted.recoded_bytes, converted.bound) == (streamed, "conversion")
+    assert converted.seconds_per_step > 3 * as_stored.seconds_per_step
+    assert planned(in_bf16, 3 * 10**9, "bf16").recoded_bytes == 0
+    assert planned(in_bf16, 10**11, "int8").recoded_bytes == 0
 
 
 @given(st.integers(0, 8), st.integers(0, 50))

@@ -273,6 +273,12 @@ def test_a_reference_cache_is_let_go_however_a_streamed_call_ends(
     whole = pipeline.generate("a red apple", **request)
     kept = pipeline.held_bytes
     assert pipeline._reference_caches
+    pipeline.release()
+    assert (pipeline.held_bytes, pipeline._reference_caches) == (0, {})
+    assert np.array_equal(pixels(pipeline.generate("a red apple", **request)), pixels(whole))
+    assert pipeline.held_bytes == kept
+    pipeline.generate("a red apple", seed=3, steps=1, size="48x48")
+    assert not pipeline._reference_caches
     staged(())
     with pytest.raises(Cancelled):
         pipeline.generate("a red apple", on_step=lambda step: False, **request)

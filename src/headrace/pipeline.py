@@ -258,8 +258,9 @@ class Pipeline:
                     "it are converted again in every step. Write it so once with headrace convert.",
                     stacklevel=1,  # the command shows warnings that come from here
                 )
-            if not plan.keeps_all:
-                self._reference_caches.clear()
+            wanted = {request.reference_key for request in requests} if plan.keeps_all else set()
+            for key in self._reference_caches.keys() - wanted:
+                del self._reference_caches[key]
             try:
                 with self._networks.within(plan):
                     yield groups
