@@ -321,6 +321,13 @@ def nested(levels: int, twice: bool) -> Document:
     return page(drawn(1, "d0"), subgraphs=tuple(definitions))
 
 
+def within(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("document", "words"),
     [
@@ -335,11 +342,13 @@ def nested(levels: int, twice: bool) -> Document:
         ({"1": {"class_type": "A", "inputs": []}}, "no inputs by name"),
         ({"1": {"class_type": 5}}, "no class_type"),
         ({"prompt": {"1": {"class_type": "A"}}}, None),
+        ({"1": {"class_type": "A", "inputs": {"a": within(150)}}}, None),
+        ({"1": {"class_type": "A", "inputs": {"a": within(300)}}}, "more than 200 deep"),
     ],
 )
 def test_what_is_no_workflow_is_one_sentence(document: Any, words: str | None) -> None:
     if words is None:
-        read(document)
+        json.dumps(read(document).graph.to_api(), indent=2)
         return
     with pytest.raises(RequestError, match=words) as error:
         read(document)

@@ -24,21 +24,28 @@ from typing import Any
 from headrace.comfy.graph import MAX_NODES, Graph, Link, ModelFile, Node
 from headrace.comfy.prompts import choose, fill_in
 from headrace.comfy.saved import BYPASSED, MUTED, Boundary, SavedGraph, SavedLink, SavedNode, SavedWorkflow, Slot
-from headrace.comfy.specs import ANY, SPECS, Input
+from headrace.comfy.specs import ANY, SPECS
+from headrace.comfy.widgets import (
+    first_value,
+    instance_slots,
+    is_widget,
+    known_inputs,
+    own_values,
+    proxies,
+    rescued_values,
+    slots,
+)
 from headrace.errors import RequestError
+from headrace.recipe import MAX_PROMPT_CHARACTERS
 
 MAX_DEPTH = 32
 # Links followed and nodes looked at, in all; a workflow of a thousand nodes takes some ten thousand.
 MAX_HOPS = 1_000_000
 
 _NOTES = frozenset({"Note", "MarkdownNote"})
-_REROUTES = frozenset({"Reroute", "Reroute (rgthree)", "SetNode"})
+_PASSING = frozenset({"Reroute", "Reroute (rgthree)", "SetNode"})
 _PRIMITIVE, _GET, _SET = "PrimitiveNode", "GetNode", "SetNode"
-_DRAWN_ONLY = _NOTES | _REROUTES | {_PRIMITIVE, _GET}
-
-_SEED_CONTROLS = ("fixed", "increment", "decrement", "randomize", "increment-wrap")
-# What the page keeps beside the values of an input, under names that no node has.
-_PAGE_ONLY = frozenset({"control_after_generate", "upload"})
+_DRAWN_ONLY = _NOTES | _PASSING | {_PRIMITIVE, _GET}
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class _Expander:
                 if not complete:
                     unread.append(node)
                 prompts += ((node.id, name) for name in dynamic)
-                controlled = (node.inputs.get(entry.name) for entry in _known_inputs(saved) if entry.control)
+                controlled = (node.inputs.get(entry.name) for entry in known_inputs(saved) if entry.control)
                 seeds += (value for value in controlled if isinstance(value, int))
         for key, name in prompts:
             # ComfyUI draws anew each time; here the same workflow gives the same picture.
@@ -145,8 +152,8 @@ class _Expander:
                 )
             definition = self.saved.definitions[instance.type]
             values, inner_values = self._instance_values(scope, instance, definition)
-            slots = tuple(_instance_slots(instance, definition))
-            self.children[path] = _Scope(definition, path, instance, scope, slots, values, inner_values)
+            inputs = tuple(instance_slots(instance, definition))
+            self.children[path] = _Scope(definition, path, instance, scope, inputs, values, inner_values)
         return self.children[path]
 
     # What an instance of a sub-graph keeps for its inputs.
@@ -155,23 +162,19 @@ class _Expander:
         self, scope: _Scope, instance: SavedNode, definition: SavedGraph
     ) -> tuple[dict[int, Any], dict[str, dict[str, Any]]]:
         saved = instance.values if isinstance(instance.values, list) else []
-        kept = {
-            entry["originalEntry"][1]: entry["hostValue"]
-            for entry in _entries(instance.properties.get("proxyWidgetErrorQuarantine"))
-            if entry["originalEntry"][0] == "-1" and entry.get("hostValue") is not None
-        }
+        rescued = rescued_values(instance)
         values: dict[int, Any] = {}
         position = 0
         for number, boundary in enumerate(definition.inputs):
             if not self._leads_to_widget(definition, boundary, MAX_DEPTH):
                 continue
             value = saved[position] if position < len(saved) else instance.named_values.get(boundary.name)
-            value = kept.get(boundary.name, value)
+            value = rescued.get(boundary.name, value)
             if value is not None:
                 values[number] = value
             position += 1
         inner_values: dict[str, dict[str, Any]] = {}
-        for position, (node, name) in enumerate(_proxies(instance)):
+        for position, (node, name) in enumerate(proxies(instance)):
             value = saved[position] if position < len(saved) else None
             if value is None:
                 continue
@@ -207,8 +210,7 @@ class _Expander:
         for target, slot in self._targets(graph, boundary):
             definition = self.saved.definitions.get(target.type)
             if definition is None:
-                known = _known_input(target, slot.name)
-                if known.is_widget if known else slot.widget:
+                if is_widget(target, slot):
                     return True
             elif depth:
                 inner = next((entry for entry in definition.inputs if entry.name == slot.name), None)
@@ -226,23 +228,21 @@ class _Expander:
                     value = child.values[inner] if inner in child.values else self._default(child, inner)
                     if value is not None:
                         return value
-            else:
-                known = _known_input(target, slot.name)
-                if known.is_widget if known else slot.widget:
-                    return _own_values(target)[0].get(slot.name)
+            elif is_widget(target, slot):
+                return own_values(target)[0].get(slot.name)
         return None
 
     # Nodes and their links.
 
     def _node(self, scope: _Scope, saved: SavedNode) -> tuple[Node, bool, list[str]]:
         """The node as it runs, whether all of its values are known, and which of them are prompts with choices."""
-        inputs, complete = _own_values(saved)
-        dynamic = {entry.name for entry in _known_inputs(saved) if entry.dynamic_prompt}
+        inputs, complete = own_values(saved)
+        dynamic = {entry.name for entry in known_inputs(saved) if entry.dynamic_prompt}
         for name, value in scope.inner_values.get(saved.id, {}).items():
             if name in inputs:
                 inputs[name] = value
                 dynamic.discard(name)
-        for slot in _slots(saved):
+        for slot in slots(saved):
             source = self._follow_input(scope, saved, slot) if slot.link is not None else None
             if isinstance(source, _Constant):
                 inputs[slot.name] = source.value
@@ -250,9 +250,13 @@ class _Expander:
                     dynamic.discard(slot.name)
             elif source is not None:
                 inputs[slot.name] = source
+
+        def is_prompt(name: str) -> bool:
+            text = inputs.get(name)
+            return isinstance(text, str) and len(text) <= MAX_PROMPT_CHARACTERS  # a longer one is refused when it runs
+
         title = saved.title or saved.type
-        texts = [name for name in dynamic if isinstance(inputs.get(name), str)]
-        return Node(scope.path + saved.id, saved.type, inputs, title), complete, texts
+        return Node(scope.path + saved.id, saved.type, inputs, title), complete, list(filter(is_prompt, dynamic))
 
     def _follow_input(self, scope: _Scope, node: SavedNode, slot: Slot) -> Link | _Constant | None:
         """Where the value of an input comes from: a node that runs, a constant, or nowhere."""
@@ -269,32 +273,24 @@ class _Expander:
             link = scope.graph.links.get(slot.link) if slot.link is not None else None
             if link is None:
                 return None
-            origin, number = link.origin, link.origin_slot
-            # Go inwards, to the node inside a sub-graph that makes what its instance gives.
-            while origin in scope.graph.nodes:
-                self._count()
-                node = scope.graph.nodes[origin]
-                definition = self.saved.definitions.get(node.type)
-                if definition is None or not node.runs:
-                    break
-                inner = _link_to_output(definition, number)
-                if inner is None:
-                    return None
-                scope = self._child(scope, node)
-                origin, number = inner.origin, inner.origin_slot
-            if origin in scope.graph.nodes:
-                taken = self._take_output(scope, node, number, wanted)
+            inward = self._inward(scope, link)
+            if inward is None:
+                return None
+            scope, link = inward
+            if link.origin in scope.graph.nodes:
+                node = scope.graph.nodes[link.origin]
+                taken = self._take_output(scope, node, link.origin_slot, wanted)
                 if not isinstance(taken, tuple):
                     return taken
                 scope, node, slot, wanted = taken
                 continue
             # The link comes in from around the sub-graph.
-            instance, parent = scope.instance, scope.parent
+            instance, parent, number = scope.instance, scope.parent, link.origin_slot
             if (
-                origin != scope.graph.input_node
+                link.origin != scope.graph.input_node
                 or instance is None
                 or parent is None
-                or number >= len(scope.graph.inputs)
+                or number >= len(scope.slots)
             ):
                 return None
             outer = scope.slots[number]
@@ -302,6 +298,20 @@ class _Expander:
                 value = scope.values[number] if number in scope.values else self._default(scope, number)
                 return None if value is None else _Constant(value)
             scope, node, slot, wanted = parent, instance, outer, outer.type
+
+    def _inward(self, scope: _Scope, link: SavedLink) -> tuple[_Scope, SavedLink] | None:
+        """The link within a sub-graph that a link from its instance stands for; other links as they are."""
+        while link.origin in scope.graph.nodes:
+            self._count()
+            node = scope.graph.nodes[link.origin]
+            definition = self.saved.definitions.get(node.type)
+            if definition is None or not node.runs:
+                break
+            inner = _link_to_output(definition, link.origin_slot)
+            if inner is None:
+                return None
+            scope, link = self._child(scope, node), inner
+        return scope, link
 
     def _take_output(
         self, scope: _Scope, node: SavedNode, number: int, wanted: str
@@ -319,36 +329,36 @@ class _Expander:
             return None if slot is None else (scope, node, slot, slot.type)
         if node.type == _GET:
             return self._setter(scope, node, wanted)
-        if node.type in _REROUTES:
+        if node.type in _PASSING:
             return (scope, node, node.inputs[0], wanted) if node.inputs else None
         return None if node.type in _NOTES else Link(scope.path + node.id, number)
 
     def _passed_on(self, node: SavedNode, number: int, wanted: str) -> Slot | None:
         definition = self.saved.definitions.get(node.type)
-        slots = _instance_slots(node, definition) if definition else _slots(node)
-        self._count(len(slots))
-        if not slots:
+        inputs = instance_slots(node, definition) if definition else slots(node)
+        self._count(len(inputs))
+        if not inputs:
             return None
         if wanted == ANY:
-            return slots[number] if number < len(slots) else slots[0]
+            return inputs[number] if number < len(inputs) else inputs[0]
         given = node.outputs[number] if number < len(node.outputs) else ANY
 
         def fits(slot: Slot) -> bool:
             return _fit(slot.type, given) and _fit(slot.type, wanted)
 
-        if number < len(slots) and fits(slots[number]):
-            return slots[number]
-        exact = next((slot for slot in slots if slot.type == wanted), None)
-        return exact or next(filter(fits, slots), None)
+        if number < len(inputs) and fits(inputs[number]):
+            return inputs[number]
+        exact = next((slot for slot in inputs if slot.type == wanted), None)
+        return exact or next(filter(fits, inputs), None)
 
     def _setter(self, scope: _Scope, node: SavedNode, wanted: str) -> tuple[_Scope, SavedNode, Slot, str] | None:
         """The input of the Set node of the same name, in this graph or one around it."""
-        name = _first_value(node)
+        name = first_value(node)
         around: _Scope | None = scope
         while around is not None and name is not None:
             self._count(len(around.graph.nodes))
             for other in around.graph.nodes.values():
-                if other.type == _SET and _first_value(other) == name and other.inputs and other.runs:
+                if other.type == _SET and first_value(other) == name and other.inputs and other.runs:
                     return around, other, other.inputs[0], wanted
             around = around.parent
         return None
@@ -359,7 +369,7 @@ class _Expander:
         self._count(len(everywhere))
         named = [entry for entry in everywhere if entry.properties.get("Node name for S&R") == node]
         named = named or [entry for entry in everywhere if (entry.title or entry.type) == node]
-        return _own_values(named[0])[0].get(name) if named else None
+        return own_values(named[0])[0].get(name) if named else None
 
     def _count(self, steps: int = 1) -> None:
         self.hops += steps
@@ -369,98 +379,10 @@ class _Expander:
             )
 
 
-def _known_inputs(node: SavedNode) -> tuple[Input, ...]:
-    return SPECS[node.type].inputs if node.type in SPECS else ()
-
-
-def _known_input(node: SavedNode, name: str) -> Input | None:
-    return SPECS[node.type].input(name) if node.type in SPECS else None
-
-
-def _slots(node: SavedNode) -> list[Slot]:
-    """A node's inputs in the page's order: links, then widgets, then whatever else was saved with it."""
-    if node.type not in SPECS:
-        return list(node.inputs)
-    saved = {slot.name: slot for slot in node.inputs}
-    known = sorted(_known_inputs(node), key=lambda entry: entry.is_widget)
-    slots = [saved.pop(entry.name, Slot(entry.name, entry.type)) for entry in known]
-    return slots + list(saved.values())
-
-
-def _instance_slots(instance: SavedNode, definition: SavedGraph) -> list[Slot]:
-    """An instance's inputs in the order of its definition; only some of them are saved with it."""
-    left: dict[str, list[Slot]] = {}
-    for slot in instance.inputs:
-        left.setdefault(slot.name, []).append(slot)
-    slots = []
-    for boundary in definition.inputs:
-        same = left.get(boundary.name, [])
-        place = next((n for n, slot in enumerate(same) if slot.type == boundary.type), 0)
-        slots.append(same.pop(place) if same else Slot(boundary.name, boundary.type))
-    return slots
-
-
 def _link_to_output(definition: SavedGraph, number: int) -> SavedLink | None:
     """The link inside a sub-graph that ends at one of its outputs."""
     found = definition.outputs[number].links if number < len(definition.outputs) else ()
     return definition.links[found[0]] if found else None
-
-
-def _own_values(node: SavedNode) -> tuple[dict[str, Any], bool]:
-    """A node's widgets by name, and whether all that was saved with it could be named."""
-    saved = list(node.values) if isinstance(node.values, list) else []
-    named = node.values if isinstance(node.values, dict) else node.named_values
-    if node.type not in SPECS:
-        return _unknown_values(node, saved, named)
-    values: dict[str, Any] = {}
-    seeded = False
-    for slot in SPECS[node.type].widget_slots():
-        if slot is None:
-            # Scripts that write workflows often leave out what becomes of a seed.
-            if not (seeded and saved and not isinstance(saved[0], bool) and saved[0] not in _SEED_CONTROLS):
-                saved = saved[1:]
-            continue
-        value = saved.pop(0) if saved else named.get(slot.name)
-        value = slot.default if value is None else value
-        if value is not None:
-            values[slot.name] = value
-        seeded = slot.control
-    return values, True
-
-
-def _unknown_values(node: SavedNode, saved: list[Any], named: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The same for a class that is not known: by the names that newer versions save, else by its inputs' widgets."""
-    if named:
-        return {name: value for name, value in named.items() if name not in _PAGE_ONLY}, True
-    values: dict[str, Any] = {}
-    for slot in node.inputs:
-        if slot.widget and saved:
-            values[slot.name] = saved.pop(0)
-            if slot.name in ("seed", "noise_seed") and saved and saved[0] in _SEED_CONTROLS:
-                saved.pop(0)
-    return ({}, False) if saved else (values, True)
-
-
-def _first_value(node: SavedNode) -> str | None:
-    value = node.values[0] if isinstance(node.values, list) and node.values else None
-    return value if isinstance(value, str) else None
-
-
-def _proxies(instance: SavedNode) -> list[tuple[str, str]]:
-    """`properties.proxyWidgets`: for each value that an instance keeps, the inner node and widget that it is of."""
-    saved = instance.properties.get("proxyWidgets")
-    pairs = []
-    for entry in saved if isinstance(saved, list) else ():
-        named = isinstance(entry, list) and len(entry) >= 2 and isinstance(entry[1], str)
-        pairs.append((str(entry[0]), entry[1]) if named else ("", ""))
-    return pairs
-
-
-def _entries(quarantine: object) -> Iterator[dict[str, Any]]:
-    for entry in quarantine if isinstance(quarantine, list) else ():
-        original = entry.get("originalEntry") if isinstance(entry, dict) else None
-        if isinstance(original, list) and len(original) >= 2 and isinstance(original[1], str):
-            yield entry
 
 
 def _fit(one: str, other: str) -> bool:

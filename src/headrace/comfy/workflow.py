@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from headrace.errors import RequestError
 from headrace.pictures import open_bounded
 
 MAX_WORKFLOW_BYTES = 32 * 2**20
+MAX_LEVELS = 200
 
 _PNG = b"\x89PNG"
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -93,7 +94,16 @@ def _load(text: bytes | str, name: str) -> dict[str, Any]:
         raise RequestError(f"{name} is not a ComfyUI workflow: it is not JSON that can be read.") from error
     if not isinstance(document, dict):
         raise RequestError(f"{name} is not a ComfyUI workflow: it is not a JSON object.")
+    level: list[Any] = [document]
+    for _ in range(MAX_LEVELS):
+        level = [inner for value in level for inner in _within(value) if isinstance(inner, dict | list)]
+    if level:  # what is written out again would take Python's stack
+        raise RequestError(f"{name} has values within each other more than {MAX_LEVELS} deep, the most that are read.")
     return document
+
+
+def _within(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def settings(graph: Graph) -> Iterator[Setting]:
