@@ -185,10 +185,13 @@ def test_the_reference_cache_is_computed_from_references_alone_and_changes_the_v
     assert not torch.equal(network(**given, reference_cache=cache), network(**given))
 
 
-def test_embedded_guidance_must_be_given() -> None:
+def test_embedded_guidance_may_be_left_out() -> None:
     config = TransformerConfig(8, 24, 32, 2, 1, 1, (4, 4, 4, 4), guidance_embed=True)
-    with pytest.raises(ValueError, match="guidance"):
-        Transformer(config)(**inputs())
+    network, given = Transformer(config).eval(), inputs()
+    alone = network(**given)
+    assert not torch.equal(alone, network(**given, guidance=torch.tensor([4.0])))
+    torch.nn.init.zeros_(network.guidance_in.out_layer.weight)
+    assert torch.equal(alone, network(**given, guidance=torch.tensor([4.0])))
 
 
 def test_the_autoencoder_works_with_any_number_of_levels_and_a_narrower_decoder() -> None:

@@ -227,8 +227,9 @@ class Pipeline:
                 latent = to_tokens(noise)
                 conditioning = self._conditioning(batch, contexts, encoded)
                 velocity = guided_velocity(self._forward, conditioning, self.dtype)
+                times = schedule(rows * columns, recipe.steps, rules.rounds_times)
                 decode = partial(self._decode, rows=rows, columns=columns, convention=rules)
-                for step in denoise(velocity, latent, schedule(rows * columns, recipe.steps), rules, self.dtype):
+                for step in denoise(velocity, latent, times, rules, self.dtype):
                     latent = step.latent
                     if on_step is not None and on_step(_public(step, batch, decode)) is False:
                         raise Cancelled(f"Cancelled after step {step.index + 1} of {step.steps}; no picture was made.")

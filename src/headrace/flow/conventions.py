@@ -23,6 +23,9 @@ class Convention:
     pads_text: with the hidden states of pad tokens, or (for models whose text is padded on the left) with zeros.
     single_reference_area: the largest area, in pixels, of a reference that is alone; several have 1 MP each.
     rounds_pixels: pixel values are rounded to the nearest of 256, or cut off.
+    rounds_times: the schedule is computed in float32 throughout, not only rounded to it.
+    solves_for: Euler's step is computed from the velocity, or from the finished latent that it foresees, as k-diffusion
+    does; the same but for rounding.
     """
 
     name: str
@@ -32,6 +35,8 @@ class Convention:
     pads_text: Literal["tokens", "zeros"]
     single_reference_area: int
     rounds_pixels: bool
+    rounds_times: bool
+    solves_for: Literal["velocity", "denoised"]
 
 
 MEGAPIXEL = 1024 * 1024
@@ -39,9 +44,9 @@ MEGAPIXEL = 1024 * 1024
 CONVENTIONS = {
     convention.name: convention
     for convention in (
-        Convention("diffusers", "cpu", True, False, "tokens", MEGAPIXEL, True),
-        Convention("comfy", "cpu", False, False, "zeros", MEGAPIXEL, False),
-        Convention("bfl", "device", True, True, "tokens", 2024 * 2024, False),
+        Convention("diffusers", "cpu", True, False, "tokens", MEGAPIXEL, True, False, "velocity"),
+        Convention("comfy", "cpu", False, False, "zeros", MEGAPIXEL, False, True, "denoised"),
+        Convention("bfl", "device", True, True, "tokens", 2024 * 2024, False, False, "velocity"),
     )
 }
 

@@ -13,6 +13,8 @@ from headrace.flow.conventions import Convention
 from headrace.nn.transformer import KeyValue
 
 Velocity = Callable[[Tensor, float], Tensor]
+# From a latent at some time, the finished latent that is foreseen.
+Denoised = Callable[[Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ def denoise(
     latent: (B, N, C) in float32, noise at `sigmas[0]`. State and time stay in float32 unless the convention rounds
     them, and every operation on them, to `dtype`.
     """
+    if convention.solves_for == "denoised":
+        yield from solve(lambda state, sigma: state - velocity(state, sigma) * sigma, latent, sigmas)
+        return
     steps = len(sigmas) - 1
     state = dtype if convention.rounds_steps else torch.float32
     latent = latent.to(state)
@@ -96,6 +101,31 @@ def denoise(
         predicted = latent - sigma * slope
         latent = latent + (following - sigma) * slope
         yield Step(index, steps, following, latent.float(), predicted.float())
+
+
+def solve(denoised: Denoised, latent: Tensor, sigmas: Sequence[float]) -> Iterator[Step]:
+    """Euler steps in float32 in the form of k-diffusion, which ComfyUI's are too: `x + (x - x0) / s * (s' - s)`.
+
+    latent: of any shape, at `sigmas[0]`.
+    """
+    times = torch.tensor(sigmas, dtype=torch.float32)
+    for index, (sigma, following) in enumerate(itertools.pairwise(times)):
+        predicted = denoised(latent, float(sigma))
+        latent = latent + (latent - predicted) / float(sigma) * float(following - sigma)
+        yield Step(index, len(sigmas) - 1, float(following), latent, predicted)
+
+
+def inpainting(denoised: Denoised, noise: Tensor, original: Tensor, mask: Tensor) -> Denoised:
+    """Keeps `original` where `mask` (1: to be made, 0: to be kept, broadcast to the latent's shape) says so.
+
+    What is kept enters every step at that step's noise, and comes out as it was.
+    """
+
+    def masked(latent: Tensor, sigma: float) -> Tensor:
+        kept = sigma * noise + (1 - sigma) * original
+        return denoised(latent * mask + kept * (1 - mask), sigma) * mask + original * (1 - mask)
+
+    return masked
 
 
 def batch_caches(caches: Sequence[Sequence[KeyValue]]) -> Sequence[KeyValue]:

@@ -49,6 +49,35 @@ class Modulation(NamedTuple):
         """Layer norm without learned parts, then scale and shift."""
         return modulated_norm(x, self.shift, self.scale)
 
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """The residual `x` with what the branch made of it."""
+        return x + self.gate * branch
+
+    def rows(self, part: slice) -> Modulation:
+        """That of some pictures of a batch, or the one that serves all."""
+        return Modulation(*(_rows(tensor, part) for tensor in self))
+
+
+class SplitModulation(NamedTuple):
+    """One branch's modulation of a sequence whose last `length` tokens are steered by another time than the others."""
+
+    others: Modulation
+    last: Modulation
+    length: int
+
+    def modulate(self, x: Tensor) -> Tensor:
+        """As `Modulation.modulate`, each part by its own."""
+        return torch.cat([self.others.modulate(x[:, : -self.length]), self.last.modulate(x[:, -self.length :])], dim=1)
+
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """As `Modulation.add`, each part by its own."""
+        others = self.others.add(x[:, : -self.length], branch[:, : -self.length])
+        return torch.cat([others, self.last.add(x[:, -self.length :], branch[:, -self.length :])], dim=1)
+
+    def rows(self, part: slice) -> SplitModulation:
+        """As `Modulation.rows`."""
+        return SplitModulation(self.others.rows(part), self.last.rows(part), self.length)
+
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`(1 + scale) * layer_norm(x) + shift`."""
@@ -140,6 +169,17 @@ def with_references(own: Tensor, references: Tensor, text_length: int) -> Tensor
     return torch.cat([own[:, :, :text_length], cached, own[:, :, text_length:]], dim=2)
 
 
+class Keeper(NamedTuple):
+    """Keeps keys and values of the last `length` tokens, the references, of every block that runs."""
+
+    length: int
+    kept: list[KeyValue]
+
+    def keep(self, keys: Tensor, values: Tensor) -> None:
+        """Take those of one block, (B, heads, S, head_dim) each."""
+        self.kept.append(KeyValue(keys[:, :, -self.length :].clone(), values[:, :, -self.length :].clone()))
+
+
 class StreamAttention(nn.Module):
     """The weights one stream brings to joint attention; the attention itself is the block's."""
 
@@ -178,7 +218,13 @@ class DoubleStreamBlock(nn.Module):
         self.txt_mlp = GatedMLP(config.hidden_size, config.mlp_size)
 
     def forward(
-        self, img: Tensor, txt: Tensor, steering: Steering, spin: Rotation, references: KeyValue | None = None
+        self,
+        img: Tensor,
+        txt: Tensor,
+        steering: Steering,
+        spin: Rotation,
+        references: KeyValue | None = None,
+        keeper: Keeper | None = None,
     ) -> tuple[Tensor, Tensor]:
         """img (B, N, D) and txt (B, L, D) -> the same shapes."""
         length = txt.shape[1]
@@ -188,19 +234,21 @@ class DoubleStreamBlock(nn.Module):
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(of_txt, of_img, strict=True))
         if references is not None:
             k, v = with_references(k, references.key, length), with_references(v, references.value, length)
+        if keeper is not None:
+            keeper.keep(k, v)
         joined = merge_heads(attention(q, k, v))
-        txt = txt + txt_attn.gate * self.txt_attn.proj(joined[:, :length])
-        img = img + img_attn.gate * self.img_attn.proj(joined[:, length:])
-        txt = txt + txt_mlp.gate * self.txt_mlp(txt_mlp.modulate(txt))
-        img = img + img_mlp.gate * self.img_mlp(img_mlp.modulate(img))
+        txt = txt_attn.add(txt, self.txt_attn.proj(joined[:, :length]))
+        img = img_attn.add(img, self.img_attn.proj(joined[:, length:]))
+        txt = txt_mlp.add(txt, self.txt_mlp(txt_mlp.modulate(txt)))
+        img = img_mlp.add(img, self.img_mlp(img_mlp.modulate(img)))
         return img, txt
 
     def references(self, tokens: Tensor, steering: Steering, spin: Rotation) -> tuple[Tensor, KeyValue]:
         """References seeing only each other: (1, M, D) -> the same shape, and their keys and values."""
         attn, mlp = steering.img
         q, k, v = self.img_attn.queries_keys_values(attn.modulate(tokens), spin)
-        tokens = tokens + attn.gate * self.img_attn.proj(merge_heads(attention(q, k, v)))
-        return tokens + mlp.gate * self.img_mlp(mlp.modulate(tokens)), KeyValue(k, v)
+        tokens = attn.add(tokens, self.img_attn.proj(merge_heads(attention(q, k, v))))
+        return mlp.add(tokens, self.img_mlp(mlp.modulate(tokens))), KeyValue(k, v)
 
 
 class SingleStreamBlock(nn.Module):
@@ -214,12 +262,20 @@ class SingleStreamBlock(nn.Module):
         self.norm = QKNorm(config.head_dim)
 
     def forward(
-        self, x: Tensor, steering: Steering, spin: Rotation, text_length: int, references: KeyValue | None = None
+        self,
+        x: Tensor,
+        steering: Steering,
+        spin: Rotation,
+        text_length: int,
+        references: KeyValue | None = None,
+        keeper: Keeper | None = None,
     ) -> Tensor:
         """(B, L + N, D) -> the same shape."""
         q, k, v, mlp = self._project(x, steering, spin)
         if references is not None:
             k, v = with_references(k, references.key, text_length), with_references(v, references.value, text_length)
+        if keeper is not None:
+            keeper.keep(k, v)
         return self._merge(x, steering, attention(q, k, v), mlp)
 
     def references(self, tokens: Tensor, steering: Steering, spin: Rotation) -> tuple[Tensor, KeyValue]:
@@ -233,7 +289,7 @@ class SingleStreamBlock(nn.Module):
 
     def _merge(self, x: Tensor, steering: Steering, attended: Tensor, mlp: Tensor) -> Tensor:
         out = self.linear2(torch.cat([merge_heads(attended), gated_silu(mlp)], dim=-1))
-        return x + steering.single.gate * out
+        return steering.single.add(x, out)
 
 
 Block = DoubleStreamBlock | SingleStreamBlock
@@ -255,17 +311,25 @@ class FinalLayer(nn.Module):
 class Steering(NamedTuple):
     """The modulations of all blocks at one time: attention and feed-forward of both streams, and the single stream."""
 
-    img: tuple[Modulation, ...]
+    img: tuple[Modulation | SplitModulation, ...]
     txt: tuple[Modulation, ...]
-    single: Modulation
+    single: Modulation | SplitModulation
 
     def rows(self, part: slice) -> Steering:
         """The steering of some pictures of a batch, or of all where one serves all."""
+        img = tuple(modulation.rows(part) for modulation in self.img)
+        txt = tuple(modulation.rows(part) for modulation in self.txt)
+        return Steering(img, txt, self.single.rows(part))
 
-        def of(modulation: Modulation) -> Modulation:
-            return Modulation(*(_rows(tensor, part) for tensor in modulation))
+    def with_references(self, still: Steering, length: int) -> Steering:
+        """This steering, and for the last `length` tokens that of `still`."""
 
-        return Steering(tuple(map(of, self.img)), tuple(map(of, self.txt)), of(self.single))
+        def split(moving: Modulation | SplitModulation, resting: Modulation | SplitModulation) -> SplitModulation:
+            assert isinstance(moving, Modulation)
+            assert isinstance(resting, Modulation)
+            return SplitModulation(moving, resting, length)
+
+        return Steering(tuple(map(split, self.img, still.img)), self.txt, split(self.single, still.single))
 
 
 def _parts(batch: Tensor) -> list[slice]:
@@ -287,20 +351,22 @@ def _rows(tensor: Tensor, part: slice) -> Tensor:
 class _Sequence:
     """The tokens of some pictures on their way through the blocks: two streams at first, then one."""
 
-    def __init__(self, img: Tensor, txt: Tensor, steering: Steering, cache: list[KeyValue] | None) -> None:
+    def __init__(
+        self, img: Tensor, txt: Tensor, steering: Steering, cache: list[KeyValue] | None, keeper: Keeper | None
+    ) -> None:
         self.streams: tuple[Tensor, Tensor] | Tensor = (img, txt)
         self.text_length = txt.shape[1]
-        self.steering, self.cache = steering, cache
+        self.steering, self.cache, self.keeper = steering, cache, keeper
 
     def run(self, block: Block, index: int, spin: Rotation) -> None:
         """Pass through the block with this index."""
         cached = None if self.cache is None else self.cache[index]
         if isinstance(block, DoubleStreamBlock):
-            self.streams = block(*self.streams, self.steering, spin, cached)
+            self.streams = block(*self.streams, self.steering, spin, cached, self.keeper)
             return
         if isinstance(self.streams, tuple):
             self.streams = torch.cat(self.streams[::-1], dim=1)
-        self.streams = block(self.streams, self.steering, spin, self.text_length, cached)
+        self.streams = block(self.streams, self.steering, spin, self.text_length, cached, self.keeper)
 
     def picture(self, length: int) -> Tensor:
         """The picture's `length` tokens as they are now."""
@@ -345,33 +411,49 @@ class Transformer(nn.Module):
         reference_ids: Tensor | None = None,
         blocks: Iterable[Block] | None = None,
         reference_cache: Sequence[KeyValue] | None = None,
+        still_references: bool = False,
+        kept_references: list[KeyValue] | None = None,
     ) -> Tensor:
         """The velocity, noise minus picture, at `timestep`.
 
         img: (B, N, in_channels) noisy tokens; img_ids: (N, 4) positions (t, h, w, l).
-        timestep: (1,) or (B,) in 0..1, 1 being pure noise. guidance: (1,) or (B,), read by models that embed it.
+        timestep: (1,) or (B,) in 0..1, 1 being pure noise. guidance: (1,) or (B,), read by models that embed it; None
+        adds nothing.
         context: (B, L, context_in_dim) text embeddings; txt_ids: (L, 4).
         references: (B, M, in_channels) clean tokens that join the sequence; reference_ids: (M, 4).
         blocks: the blocks to run, in order (default: this network's own), so that a streamer can lend them loaded.
-        reference_cache: from `reference_cache()`, instead of `references`.
+        reference_cache: from `reference_cache()` or `kept_references`, instead of `references`.
+        still_references: references are steered by time 0, as ComfyUI does for klein-kv.
+        kept_references: an empty list, which gets the references' keys and values of every block as they are here,
+        having seen the whole sequence.
         Returns (B, N, in_channels).
         """
         ids = torch.cat([txt_ids, img_ids] if reference_ids is None else [txt_ids, img_ids, reference_ids])
         spin = rotation(ids, self.config.axes_dim, self.config.theta)
         vector = self._vector(timestep, guidance, img.dtype)
         steering = self._steering(vector)
+        count = 0 if references is None else references.shape[1]
+        if still_references and count:
+            zero = self._vector(torch.zeros_like(timestep), guidance, img.dtype)
+            steering = steering.with_references(self._steering(zero), count)
         sequences = [
             _Sequence(
                 img=self.img_in(img[part] if references is None else torch.cat([img[part], references[part]], dim=1)),
                 txt=self.txt_in(context[part]),
                 steering=steering.rows(part),
                 cache=None if reference_cache is None else [layer.rows(part) for layer in reference_cache],
+                keeper=Keeper(count, []) if kept_references is not None and count else None,
             )
             for part in _parts(img)
         ]
         for index, block in enumerate(self.blocks() if blocks is None else blocks):
             for sequence in sequences:
                 sequence.run(block, index, spin)
+        if kept_references is not None:
+            kept = [sequence.keeper.kept for sequence in sequences if sequence.keeper is not None]
+            kept_references.extend(
+                KeyValue(*map(torch.cat, zip(*layers, strict=True))) for layers in zip(*kept, strict=True)
+            )
         velocities = [
             self.final_layer(sequence.picture(img.shape[1]), _rows(vector, part))
             for sequence, part in zip(sequences, _parts(img), strict=True)
@@ -398,9 +480,7 @@ class Transformer(nn.Module):
 
     def _vector(self, timestep: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
         vector = self.time_in(time_embedding(timestep).to(dtype))
-        if self.config.guidance_embed:
-            if guidance is None:
-                raise ValueError("this transformer embeds its guidance, so `guidance` must be given")
+        if self.config.guidance_embed and guidance is not None:
             vector = vector + self.guidance_in(time_embedding(guidance).to(dtype))
         return vector
 

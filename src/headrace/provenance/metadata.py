@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from headrace import __version__
 from headrace.errors import RequestError
 from headrace.pictures import (
     MAX_FILE_BYTES,
@@ -158,11 +159,20 @@ def _printable(text: str) -> str:
 
 
 def _xmp(recipe: Recipe, document: str | None) -> str:
+    return _packet(recipe.model, recipe.model_hash, recipe.version, document)
+
+
+def generated_xmp(model: str, model_hash: str) -> str:
+    """The statement that a model made a picture, for one that has no recipe, as XMP."""
+    return _packet(model, model_hash, __version__, None)
+
+
+def _packet(model: str, model_hash: str, version: str, document: str | None) -> str:
     properties = {
         "Iptc4xmpExt:DigitalSourceType": DIGITAL_SOURCE_TYPE,
-        "Iptc4xmpExt:AISystemUsed": recipe.model,
-        "Iptc4xmpExt:AISystemVersionUsed": recipe.model_hash,
-        "xmp:CreatorTool": f"headrace {recipe.version}",
+        "Iptc4xmpExt:AISystemUsed": model,
+        "Iptc4xmpExt:AISystemVersionUsed": model_hash,
+        "xmp:CreatorTool": f"headrace {version}",
     }
     if document is not None:
         properties["headrace:recipe"] = document
