@@ -362,6 +362,7 @@ JUNK = st.recursive(
 )
 
 
+@pytest.mark.filterwarnings("ignore:Left out")
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_damaged_workflows_are_read_or_refused_in_a_sentence(data: st.DataObject) -> None:
