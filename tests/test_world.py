@@ -14,9 +14,10 @@ from headrace.world import captions, colors, french, letters, objects, split, wo
 from headrace.world.captions import caption
 from headrace.world.colors import Color, named
 from headrace.world.draw import background, draw, shadow_box
-from headrace.world.layout import TOPICS, scene, thing_boxes
+from headrace.world.layout import TOPICS, scene
 from headrace.world.looks import CLEAR
 from headrace.world.scene import CORNERS, ORDINARY, SIDES, Background, Box, Group, Look, Relation, Scene, plain
+from headrace.world.scene import boxes as boxes_of
 from headrace.world.wording import Mention, Wording
 
 SEEDS = range(200)
@@ -94,7 +95,7 @@ def test_things_and_words_are_inside_the_picture_and_apart(size: tuple[int, int]
     width, height = size
     for seed in range(60):
         drawn = scene(seed, width, height)
-        boxes = [box for thing in drawn.things for box in thing_boxes(thing)]
+        boxes = [box for thing in drawn.things for box in boxes_of(thing)]
         boxes += [text.box for text in drawn.texts]
         for index, box in enumerate(boxes):
             assert 0 <= box.left < box.right <= width, drawn
@@ -112,7 +113,7 @@ def test_the_background_is_exact_wherever_nothing_is() -> None:
         pixels = draw(drawn)
         empty = np.ones(pixels.shape[:2], bool)
         for thing in drawn.things:
-            for box in thing_boxes(thing):
+            for box in boxes_of(thing):
                 for covered in (box, shadow_box(box, drawn.light)):
                     empty[max(0, covered.top) : covered.bottom, max(0, covered.left) : covered.right] = False
         for text in drawn.texts:
@@ -128,7 +129,7 @@ def test_every_copy_and_every_letter_is_seen_in_its_box() -> None:
         for index, thing in enumerate(drawn.things):
             others = drawn.things[:index] + drawn.things[index + 1 :]
             without = draw(replace(drawn, things=others)).astype(int)
-            for box in thing_boxes(thing):
+            for box in boxes_of(thing):
                 inside = np.s_[box.top : box.bottom, box.left : box.right]
                 assert (np.abs(pixels - without)[inside].max(-1) > 8).mean() > 0.08, drawn
         blank = draw(replace(drawn, texts=())).astype(int)
@@ -174,7 +175,7 @@ def test_relations_hold() -> None:
 
 
 def holds(drawn: Scene, relation: Relation) -> bool:
-    subject, *others = (thing_boxes(drawn.things[index]) for index in (relation.subject, *relation.others))
+    subject, *others = (boxes_of(drawn.things[index]) for index in (relation.subject, *relation.others))
     if relation.kind in CORNERS:
         x, y = CORNERS[relation.kind]
         (box,) = subject
@@ -370,12 +371,29 @@ def test_captions_name_each_side_of_a_relation_in_its_place(language: str) -> No
     [
         "en/{things} on {background} | ",
         "en/{things}, {background} | ",
+        "en/{things} | ",
+        "fr/{things} | ",
+        "en/{first} {relation} {second} | {things} | ",
         "en/{first} {relation} {second} | {things} on {background} | ",
-        "en/{first} {relation} {second} | {0} with {1} | {things} on {background} | ",
+        "en/{first} {relation} {second} | {things}, {background} | ",
+        "en/{first} {relation} {second} | {0} | {things} on {background} | ",
+        "en/{0} | {things} on {background} | ",
+        "en/{0} with {1} | {things} on {background} | ",
         "en/{0} between {1} and {2} | {things} on {background} | ",
+        "en/{first} {relation} {second} | {things} on {background} | put ",
+        "en/in the pose of image {} | {things} | ",
+        "en/in the pose of image {} | {things} on {background} | ",
+        "en/make the background {predicate} |  | ",
+        "en/remove {} |  | ",
+        "en/replace {old} by {new} |  | ",
+        "en/add {} |  | ",
         "fr/{things} sur {background} | ",
-        "fr/{first} {relation} {second} | {things} sur {background} | ",
-        "fr/{first} {relation} {second} | {0} avec {1} | {things} sur {background} | ",
+        "fr/{first} {related} | {things} sur {background} | ",
+        "fr/{0} | {things} sur {background} | ",
+        "fr/{first} {related} | {things} sur {background} | mets ",
+        "fr/dans la pose de l'image {} | {things} sur {background} | ",
+        "fr/enlève {} |  | ",
+        "fr/remplace {old} par {new} |  | ",
     ],
 )
 def test_plain_wordings_are_for_training(structure: str) -> None:

@@ -13,8 +13,8 @@ import pytest
 from headrace.world import captions, figures, looks, objects, skeletons, split
 from headrace.world.colors import named
 from headrace.world.draw import draw, shadow_box
-from headrace.world.layout import thing_boxes
 from headrace.world.scene import ORDINARY, Box, Figure, Group, Look, Pose, Scene, Skeleton, plain
+from headrace.world.scene import boxes as boxes_of
 from headrace.world.tasks import EDITS, TASKS, Sample, reference_size, sample, shuffled, untouched
 
 BLACK = plain((0, 0, 0))
@@ -179,7 +179,7 @@ def test_an_edit_touches_nothing_but_what_it_is_about(kind: str) -> None:
         for scene, other in ((edit.before, edit.after), (edit.after, edit.before)):
             for thing in scene.things:
                 if thing not in other.things:
-                    for box in thing_boxes(thing):
+                    for box in boxes_of(thing):
                         for part in (box, shadow_box(box, scene.light)):
                             touched[max(0, part.top) : part.bottom, max(0, part.left) : part.right] = True
             for text in scene.texts:
@@ -201,7 +201,7 @@ def test_edits_do_what_their_kind_says() -> None:
             assert (before.background != after.background) == (kind == "background")
             if kind in ("replace", "recolor"):
                 old, new = before.things[edit.index], after.things[edit.index]
-                assert thing_boxes(old) == thing_boxes(new)
+                assert boxes_of(old) == boxes_of(new)
                 same_name = isinstance(old, Figure) or (isinstance(new, Group) and old.name == new.name)
                 assert same_name == (kind == "recolor")
                 if edit.source.image is not None:

@@ -89,11 +89,6 @@ def shadow_box(box: Box, light: str) -> Box:
     return Box(box.left + x - margin, box.top + y - margin, box.right + x + margin, box.bottom + y + margin)
 
 
-def boxes(thing: Thing) -> tuple[Box, ...]:
-    """The box of each copy of an object, or the one of a figure."""
-    return thing.boxes if isinstance(thing, Group) else (thing.box,)
-
-
 def _copies(thing: Thing) -> Iterator[_Copy]:
     if isinstance(thing, Group):
         for box in thing.boxes:

@@ -59,6 +59,9 @@ FRAMES = (
     "a picture with {background} that shows {things}",
 )
 
+WITH_TEXT = ("{0} with {1}", "{0} and {1}", "{1}, {0}", "{1} and {0}", "{0}", "{0}")
+"""Things with words; where the words are not among them, they come at the end of the caption."""
+
 OPENERS = ("", "", "", "", "a picture of ", "an image of ", "a drawing of ", "draw ", "show me ", "please make ")
 
 SIDE_FRAMES = (
@@ -164,15 +167,12 @@ IRREGULAR_PLURALS = {"fish": "fish", "sheep": "sheep", "snowman": "snowmen", "ca
 
 def describe(scene: Scene, words: Wording, sources: Sequence[Source] = ()) -> str:
     """One caption of the scene; all that it says is true. sources: of its things, where there are references."""
-    mentioned = mentions(scene, sources)
-    things = _things(scene, mentioned, words)
-    parts = [*([things] if things else []), *(text_phrase(text, words) for text in scene.texts)]
-    if len(parts) == 2:
-        order = words.frame(("{0} with {1}", "{0} and {1}", "{1}, {0}", "{1} and {0}"))
-        shown = order.format(*parts)
-    else:
-        shown = parts[0] if parts else "nothing"
-    frame = words.frame(FRAMES)
+    things = _things(scene, mentions(scene, sources), words)
+    text = text_phrase(scene.texts[0], words) if scene.texts else ""
+    joint = words.frame(WITH_TEXT) if things and text else "{0}{1}"
+    shown = joint.format(things, text)
+    # A background of one colour may be left to the model.
+    frame = words.frame(FRAMES) if scene.background.kind != "plain" or words.says(0.94) else words.frame(("{things}",))
     put_together = any(source.image is not None for source in sources)
     opener = words.frame(PUT if put_together else OPENERS) if frame.startswith("{things}") else ""
     said = opener + frame.format(
@@ -180,6 +180,8 @@ def describe(scene: Scene, words: Wording, sources: Sequence[Source] = ()) -> st
         background=background_phrase(scene.background, words),
         behind=background_predicate(scene.background, words),
     )
+    if "{1}" not in joint:
+        said += f", with {text}"
     return finish(said + _light(scene, words), words)
 
 
@@ -244,7 +246,7 @@ def noun_phrase(mention: Mention, words: Wording, *, definite: bool = False, pla
     if mention.count > 1:
         number = words.synonym(NUMBERS[mention.count], NUMBERS[mention.count], str(mention.count))
         return f"the {phrase}" if definite and words.often(0.5) else f"{'the ' if definite else ''}{number} {phrase}"
-    return f"the {phrase}" if definite else with_article(phrase)
+    return f"the {phrase}" if definite else with_article(phrase, words)
 
 
 def _of_image(mention: Mention, number: int, words: Wording) -> str:
@@ -265,10 +267,12 @@ def _name(mention: Mention, words: Wording, *, singular: bool = False) -> str:
     return thing.name if singular or mention.count == 1 else plural(thing.name)
 
 
-def with_article(phrase: str) -> str:
-    """ "apple" -> "an apple"; "#8A2BE2 apple" is read digit by digit, hence "an"."""
-    start = phrase.lstrip("#")[0].lower()
-    vowel = start in "aeiou8" if not phrase.startswith("#") else start in "aef8"
+def with_article(phrase: str, words: Wording) -> str:
+    """ "apple" -> "an apple"; once in a while without the article, as people write to machines."""
+    if words.often(0.05):
+        return phrase
+    # "#8A2BE2" is read letter by letter, hence "an".
+    vowel = phrase[1].lower() in "aef8" if phrase.startswith("#") else phrase[0] in "aeiou"
     return f"{'an' if vowel and not phrase.startswith('uni') else 'a'} {phrase}"
 
 
@@ -385,7 +389,7 @@ def background_phrase(background: Background, words: Wording) -> str:
     """ "a purple background", "a background with vertical red and white stripes"."""
     if background.kind == "plain":
         plain = words.synonym("", "", "", "", "", "plain ", "solid ")
-        return with_article(f"{plain}{color_word(background.colors[0], words)} background")
+        return with_article(f"{plain}{color_word(background.colors[0], words)} background", words)
     first, second = _two_colors(background, words)
     if background.kind == "gradient":
         kind = words.synonym("a gradient background", "a gradient", "a background with a gradient")
@@ -393,7 +397,7 @@ def background_phrase(background: Background, words: Wording) -> str:
     if background.kind == "checked":
         adjective = words.synonym(*CHECKED)
         return words.synonym(
-            with_article(f"{first} and {second} {adjective} background"),
+            with_article(f"{first} and {second} {adjective} background", words),
             f"a {adjective} background in {first} and {second}",
             f"a checkerboard of {first} and {second}",
         )

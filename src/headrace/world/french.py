@@ -86,6 +86,9 @@ FRAMES = (
     "une image avec {background} qui montre {things}",
 )
 
+WITH_TEXT = ("{0} avec {1}", "{0} et {1}", "{1}, {0}", "{1} et {0}", "{0}", "{0}")
+"""Things with words; where the words are not among them, they come at the end of the caption."""
+
 OPENERS = ("", "", "", "", "une image : ", "voici ", "dessine ", "montre-moi ", "fais-moi ", "je voudrais ")
 
 SIDE_FRAMES = (
@@ -219,12 +222,11 @@ IRREGULAR_PLURALS = {
 def describe(scene: Scene, words: Wording, sources: Sequence[Source] = ()) -> str:
     """One caption of the scene; all that it says is true. sources: of its things, where there are references."""
     things = _things(scene, mentions(scene, sources), words)
-    parts = [*([things] if things else []), *(text_phrase(text, words) for text in scene.texts)]
-    if len(parts) == 2:
-        shown = words.frame(("{0} avec {1}", "{0} et {1}", "{1}, {0}", "{1} et {0}")).format(*parts)
-    else:
-        shown = parts[0] if parts else "rien"
-    frame = words.frame(FRAMES)
+    text = text_phrase(scene.texts[0], words) if scene.texts else ""
+    joint = words.frame(WITH_TEXT) if things and text else "{0}{1}"
+    shown = joint.format(things, text)
+    # A background of one colour may be left to the model.
+    frame = words.frame(FRAMES) if scene.background.kind != "plain" or words.says(0.94) else words.frame(("{things}",))
     put_together = any(source.image is not None for source in sources)
     opener = words.frame(PUT if put_together else OPENERS) if frame.startswith("{things}") else ""
     said = opener + frame.format(
@@ -232,6 +234,8 @@ def describe(scene: Scene, words: Wording, sources: Sequence[Source] = ()) -> st
         background=background_phrase(scene.background, words),
         behind=background_predicate(scene.background, words),
     )
+    if "{1}" not in joint:
+        said += f", avec {text}"
     return finish(said + _light(scene, words), words)
 
 
@@ -504,6 +508,8 @@ def background_phrase(background: Background, words: Wording, *, article: str = 
         look = words.synonym(f"en dégradé, {course}", f"dégradé, {course}", f"{course}, en dégradé")
     else:
         look = _pattern(background, words)
+    if article == "un" and words.often(0.05):
+        return f"fond {look}"
     return with_article(f"fond {look}", article, feminine=False, count=1, words=words)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from headrace.world import figures, letters, objects, skeletons, split, words
 from headrace.world.colors import Color, distance, lightness
@@ -21,6 +21,7 @@ from headrace.world.scene import (
     Scene,
     Text,
     Thing,
+    boxes,
 )
 
 TOPICS: dict[str, float] = {
@@ -105,7 +106,7 @@ def _propose(chance: random.Random, width: int, height: int, side: str, topic: s
         things, relations = _with_figure(chance, behind, room)
     elif topic == "corner":
         things, relations = _in_corner(chance, behind, room)
-    smallest = min((max(box.width, box.height) for thing in things for box in thing_boxes(thing)), default=width)
+    smallest = min((max(box.width, box.height) for thing in things for box in boxes(thing)), default=width)
     if smallest < SMALLEST * min(width, height):
         raise _Crowded
     light = pick(chance, {"above": 0.55, "left": 0.19, "right": 0.19, "below": 0.07})
@@ -350,11 +351,6 @@ def parts(room: Box, count: int, *, across: bool) -> tuple[Box, ...]:
         return tuple(Box(a, room.top, b, room.bottom) for a, b in itertools.pairwise(x))
     y = [room.top + round(edge * room.height) for edge in edges]
     return tuple(Box(room.left, a, room.right, b) for a, b in itertools.pairwise(y))
-
-
-def thing_boxes(thing: Thing) -> Sequence[Box]:
-    """The box of each copy of an object, or the one of a figure."""
-    return thing.boxes if isinstance(thing, Group) else (thing.box,)
 
 
 def pick(chance: random.Random, weights: Mapping[str, float]) -> str:

@@ -116,6 +116,11 @@ class Figure:
 Thing = Group | Figure
 
 
+def boxes(thing: Thing) -> tuple[Box, ...]:
+    """The box of each copy of an object, or the one of a figure."""
+    return thing.boxes if isinstance(thing, Group) else (thing.box,)
+
+
 @dataclass(frozen=True)
 class Relation:
     """Where a thing is: ``subject`` and ``others`` are indices into the scene's things.
