@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from headrace.world import captions, colors, french, letters, objects, split, words
+from headrace.world import captions, colors, english_words, french, french_words, letters, objects, split, words
 from headrace.world.captions import caption
 from headrace.world.colors import Color, named
 from headrace.world.draw import background, draw, shadow_box
@@ -164,6 +164,13 @@ def test_every_letter_of_every_face_has_a_shape_of_its_own(face: str) -> None:
     shapes = {letters.ink(face, 32, character).mask.tobytes() for character in letters.CHARACTERS}
     assert len(shapes) == len(letters.CHARACTERS)
     assert set(words.COMMON) == {word for word in words.COMMON if set(word) <= set(letters.CHARACTERS)}
+
+
+def test_letters_do_not_touch() -> None:
+    for face in letters.FACES:
+        for size in (letters.MIN_SIZE, 19, 40):
+            glyphs = letters.write(letters.CHARACTERS, face, size, named("red"), "top", (0, 0)).glyphs
+            assert all(first.box.right < second.box.left for first, second in itertools.pairwise(glyphs))
 
 
 def test_relations_hold() -> None:
@@ -332,7 +339,7 @@ def test_english_captions_name_what_is_drawn_and_nothing_else(side: str) -> None
 
 @pytest.mark.parametrize("language", captions.LANGUAGES)
 def test_captions_for_evaluation_say_all_that_is_scored(language: str) -> None:
-    numbers = captions.LANGUAGES[language].NUMBERS
+    numbers = {"en": english_words.NUMBERS, "fr": french_words.NUMBERS}[language]
     for seed, drawn in enumerate(scenes("eval")):
         said = caption(drawn, seed, language=language, side="eval").lower()
         shown = [*drawn.background.colors, *(text.color for text in drawn.texts)]
@@ -340,7 +347,7 @@ def test_captions_for_evaluation_say_all_that_is_scored(language: str) -> None:
         for color in shown:
             spoken = {colors.hex_notation(color.rgb).lower()}
             if color.name is not None:
-                spoken |= {color.name} if language == "en" else set(french.COLORS[color.name])
+                spoken |= {color.name} if language == "en" else set(french_words.COLORS[color.name])
             assert any(word in said for word in spoken), (said, color)
         for text in drawn.texts:
             assert text.text.lower() in said
@@ -476,4 +483,4 @@ def test_french_never_leaves_a_vowel_unelided() -> None:
 
 
 def test_every_direction_is_told_apart() -> None:
-    assert set(SIDES) == set(captions.english.RELATIONS) == set(french.RELATIONS)
+    assert set(SIDES) == set(english_words.RELATIONS) == set(french_words.RELATIONS)

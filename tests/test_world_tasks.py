@@ -153,6 +153,11 @@ def test_the_number_of_references_can_be_asked_for(count: str) -> None:
     assert all(len(one.references) == int(count) for one in samples("combine", 10, kind=count))
 
 
+def test_how_the_character_is_told_can_be_asked_for() -> None:
+    assert all(len(one.references) == 1 for one in samples("pose", 10, kind="words"))
+    assert all(len(one.references) == 2 for one in samples("pose", 10, kind="picture"))
+
+
 def test_distractors_are_told_from_the_object_and_from_each_other() -> None:
     for seed, kind in enumerate(objects.kinds()[::6]):
         chance = random.Random(seed)

@@ -119,7 +119,7 @@ def _text(chance: random.Random, side: str, behind: Background, room: Box, *, al
     text = words.word(chance, side)
     largest = 0.42 if alone else 0.24
     size = round(chance.uniform(0.11, largest) * min(room.width, room.height))
-    size = max(size, letters.MIN_SIZE)
+    size = max(size, letters.EASY_SIZE)
     while (extent := letters.extent(text, face, size))[0] > room.width:
         size -= 1
         if size < letters.MIN_SIZE:
@@ -202,11 +202,9 @@ def _related(chance: random.Random, behind: Background, room: Box) -> tuple[tupl
 def _three(
     chance: random.Random, behind: Background, room: Box, topic: str
 ) -> tuple[tuple[Thing, ...], tuple[Relation, ...]]:
-    across = (
-        room.width >= room.height
-        if max(room.width, room.height) > 1.3 * min(room.width, room.height)
-        else (chance.random() < 0.5)
-    )
+    across = chance.random() < 0.5
+    if max(room.width, room.height) > 1.3 * min(room.width, room.height):
+        across = room.width > room.height
     cells = parts(room, 3, across=across)
     names = [kind.name for kind in chance.sample(objects.kinds(), 3)]
     if topic == "between":
@@ -246,7 +244,7 @@ def _in_corner(chance: random.Random, behind: Background, room: Box) -> tuple[tu
     small = Group(first, look(chance, behind, first), None, (Box(left, top, left + side, top + side),))
     if chance.random() < 0.4:
         return (small,), (Relation(corner, 0),)
-    # The other is kept out of the corner's row and column where there is room for it, else out of the corner.
+    # The other is kept out of the corner's row and column.
     free = Box(
         room.left + (side if x < 0 else 0),
         room.top + (side if y < 0 else 0),
@@ -297,10 +295,11 @@ def place(
     size: str | None = None,
     crowd: int | None = None,
 ) -> Group:
-    """``count`` copies side by side or in rows, about the middle of ``cell``.
+    """``count`` copies side by side or in rows, about the middle of ``cell``, which is a part of ``room``.
 
-    jitter: how far from there at most, as a share of the room's shorter side. crowd: how many things there are, which
-    decides how large a size is. Raises _Crowded where the size asked for does not go in.
+    jitter: how far from there at most, as a share of the room's shorter side. size: None for the ordinary one, made
+    smaller where it does not go in. crowd: how many things there are, which decides how large a size is; by default as
+    many as there are copies. Raises _Crowded where a size that is asked for does not go in.
     """
     rows = _rows(chance, count, cell)
     crowded = min(crowd or count, 3) - 1
@@ -316,13 +315,13 @@ def place(
     reach = jitter * unit
     left = cell.center[0] - width / 2 + chance.uniform(-1, 1) * min(slack_x, reach)
     top = cell.center[1] - height / 2 + chance.uniform(-1, 1) * min(slack_y, reach)
-    boxes = []
+    cells = []
     for row, copies in enumerate(rows):
         start = left + (max(rows) - copies) * pitch / 2
         for column in range(copies):
             x, y = int(start + column * pitch), int(top + row * pitch)
-            boxes.append(Box(x, y, x + side, y + side))
-    return Group(name, how, size, tuple(boxes))
+            cells.append(Box(x, y, x + side, y + side))
+    return Group(name, how, size, tuple(cells))
 
 
 _ROWS: dict[int, tuple[tuple[int, ...], ...]] = {
@@ -345,6 +344,7 @@ def _halves(room: Box, *, across: bool) -> tuple[Box, ...]:
 
 
 def parts(room: Box, count: int, *, across: bool) -> tuple[Box, ...]:
+    """The room in so many equal parts, from left to right or from top to bottom."""
     edges = [index / count for index in range(count + 1)]
     if across:
         x = [room.left + round(edge * room.width) for edge in edges]

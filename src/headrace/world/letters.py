@@ -23,7 +23,10 @@ MAX_LENGTH = 12
 """Characters in a text at most, spaces included."""
 
 MIN_SIZE = 12
-"""The smallest font size in pixels at which the letters can be read."""
+"""The smallest font size in pixels, for texts that do not fit otherwise; capitals are 8 or 9 pixels high."""
+
+EASY_SIZE = 14
+"""The smallest font size in pixels otherwise: every accent can be told."""
 
 
 class Ink(NamedTuple):
@@ -45,13 +48,15 @@ def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
 def ink(face: str, size: int, character: str) -> Ink:
     """One letter of a face at a font size in pixels."""
     font = _font(face, size)
-    advance = round(font.getlength(character))
     bitmap, (left, top) = font.getmask2(character, mode="L", anchor="ls")
     mask = Image.frombytes("L", bitmap.size, bytes(bitmap))
     box = mask.getbbox()
+    advance = round(font.getlength(character))
     if box is None:
         return Ink(Image.new("L", (0, 0)), 0, 0, advance)
-    return Ink(mask.crop(box), left + box[0], top + box[1], advance)
+    # A column stays free after each letter, and none begins before the pen: small letters must not run together.
+    left = max(0, left + box[0])
+    return Ink(mask.crop(box), left, top + box[1], max(advance, left + box[2] - box[0] + 1))
 
 
 def write(text: str, face: str, size: int, color: Color, place: str, center: tuple[float, float]) -> Text:

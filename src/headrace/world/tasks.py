@@ -24,6 +24,7 @@ from headrace.world.scene import (
     Scene,
     Skeleton,
     Thing,
+    boxes,
     plain,
 )
 from headrace.world.wording import Edit, Source
@@ -77,9 +78,11 @@ def sample(
 ) -> Sample:
     """The sample of this seed, whose target has this size.
 
-    side: "train" or "eval"; see `headrace.world.split`. task, language: by lot where None. kind: of a scene one of
-    `headrace.world.layout.TOPICS`, of an edit one of `EDITS`, of a combination "1", "2" or "3", the number of
-    references; by lot where None.
+    side: "train" or "eval"; see `headrace.world.split`. task, language: by lot where None, and so is kind, which is
+    - of a scene one of `headrace.world.layout.TOPICS`,
+    - of a combination "1", "2" or "3", the number of references,
+    - of an edit one of `EDITS`,
+    - of a pose "words" or "picture": what tells the character.
     """
     chance = random.Random(f"sample/{side}/{task}/{kind}/{seed}")
     task = task or pick(chance, TASKS)
@@ -192,7 +195,7 @@ def _posing(
 ) -> tuple[Scene, tuple[Scene, ...], tuple[Source, ...]]:
     margin = round(0.03 * min(width, height))
     room = Box(margin, margin, width - margin, height - margin)
-    by_picture = chance.random() < 0.6
+    by_picture = (kind or pick(chance, {"words": 0.4, "picture": 0.6})) == "picture"
     while True:
         behind = looks.background(chance, width, height)
         character = chance.choice(tuple(figures.CHARACTERS))
@@ -248,43 +251,51 @@ def _tried_edit(
 ) -> tuple[Edit, tuple[Scene, ...]] | None:
     """An edit of a picture, where the picture that came by lot allows it."""
     if kind in ("add text", "remove text"):
-        with_text = sketch(chance, width, height, side, "text" if chance.random() < 0.5 else None)
-        without = replace(with_text, texts=())
-        if not with_text.texts or not with_text.things:
-            return None
-        edit = Edit(kind, without, with_text) if kind == "add text" else Edit(kind, with_text, without)
-        return edit, (edit.before,)
+        return _edit_of_text(sketch(chance, width, height, side, chance.choice(("text", None))), kind)
     topics = {"remove": ("relation", "between", "trio", "corner", "figure"), "add": ("relation", "corner")}.get(kind)
     before = sketch(chance, width, height, side, chance.choice(topics) if topics else None)
     if kind == "background":
         behind = looks.background(chance, width, height)
         return Edit(kind, before, replace(before, background=behind)), (before,)
-    if not before.things or len({_called(thing) for thing in before.things}) < len(before.things):
+    names = [_called(thing) for thing in before.things]
+    if not names or len(set(names)) < len(names) or (kind in ("add", "remove") and len(names) == 1):
         return None
-    index = chance.randrange(len(before.things))
-    thing = before.things[index]
+    index = chance.randrange(len(names))
     if kind == "remove":
-        return (Edit(kind, before, _without(before, index), index), (before,)) if len(before.things) > 1 else None
+        return Edit(kind, before, _without(before, index), index), (before,)
     if kind == "add":
         # What is added is the thing that the relation is about.
-        (relation,) = before.relations
-        edit = Edit(kind, _without(before, relation.subject), before, relation.subject)
-        return (edit, (edit.before,)) if len(before.things) > 1 else None
+        index = before.relations[0].subject
+        bare = _without(before, index)
+        return Edit(kind, bare, before, index), (bare,)
+    thing = before.things[index]
     if kind == "recolor":
         tint = looks.tint(chance, before.background, thing.name if isinstance(thing, Group) else None)
         if tint is None or tint == thing.look.tint:
             return None
         return Edit(kind, before, _with(before, index, replace(thing, look=Look(tint))), index), (before,)
-    if not isinstance(thing, Group):
+    return _replacement(chance, before, index, names) if isinstance(thing, Group) else None
+
+
+def _edit_of_text(with_text: Scene, kind: str) -> tuple[Edit, tuple[Scene, ...]] | None:
+    if not with_text.texts or not with_text.things:
         return None
-    name = chance.choice([kind.name for kind in objects.kinds() if kind.name not in map(_called, before.things)])
-    if len(thing.boxes) == 1 and chance.random() < 0.5:
-        new = Group(name, looks.variant(chance, name), None, thing.boxes)
-        reference, crowded = _shown(chance, new, width, height)
-        edit = Edit(kind, before, _with(before, index, new), index, Source(2, named=crowded), images=2)
-        return edit, (before, reference)
-    new = Group(name, looks.look(chance, before.background, name), None, thing.boxes)
-    return Edit(kind, before, _with(before, index, new), index), (before,)
+    without = replace(with_text, texts=())
+    before, after = (without, with_text) if kind == "add text" else (with_text, without)
+    return Edit(kind, before, after), (before,)
+
+
+def _replacement(chance: random.Random, before: Scene, index: int, names: list[str]) -> tuple[Edit, tuple[Scene, ...]]:
+    """Another object in the place of one, told by its name or shown by a second reference."""
+    places = boxes(before.things[index])
+    name = chance.choice([kind.name for kind in objects.kinds() if kind.name not in names])
+    if len(places) > 1 or chance.random() < 0.5:
+        new = Group(name, looks.look(chance, before.background, name), None, places)
+        return Edit("replace", before, _with(before, index, new), index), (before,)
+    new = Group(name, looks.variant(chance, name), None, places)
+    reference, crowded = _shown(chance, new, before.width, before.height)
+    source = Source(2, named=crowded)
+    return Edit("replace", before, _with(before, index, new), index, source, images=2), (before, reference)
 
 
 def _called(thing: Thing) -> str:
