@@ -6,6 +6,7 @@ Their state is two plain buffers, `weight` and `weight_scale`, in whatever memor
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,11 @@ from headrace.quant.codecs import (
 from headrace.quant.formats import FP8, FP8_TENSOR, INT8, Format, rotation_size
 
 # Weights decoded at a time: enough rows for a product at full rate, few enough to stay in the cache until it.
-SLAB_BYTES = 4 * 2**20
-# Tokens multiplied at a time, whose 32-bit sums are scaled before they leave the cache.
-TOKENS = 256
+SLAB_BYTES = 8 * 2**20
+# Tokens rotated and quantised at a time, and tokens and output channels multiplied at a time: few enough for what lies
+# between two operations to stay in the cache, enough for the kernel not to spend its time packing weights.
+QUANTISED_TOKENS = 128
+TOKENS, COLUMNS = 1536, 1024
 # The GPU kernels' multiples of rows and columns, and the least number of tokens of the int8 one.
 GPU_MULTIPLE = 16
 GPU_INT8_TOKENS = 32
@@ -128,16 +131,19 @@ class Int8Linear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
     def _cpu_product(self, tokens: Tensor) -> Tensor:
+        quantised = [self._quantised(part) for part in tokens.split(QUANTISED_TOKENS)]
+        codes, scales = (torch.cat(parts) for parts in zip(*quantised, strict=True))
         out = tokens.new_empty(len(tokens), self.out_features)
-        for part, target in zip(torch.split(tokens, TOKENS), torch.split(out, TOKENS), strict=True):
-            codes, scales = self._quantised(part)
-            target.copy_(self._scaled(torch._int_mm(codes, self.weight.t()), scales))
+        for columns, rows in product(_slices(self.out_features, COLUMNS), _slices(len(tokens), TOKENS)):
+            sums = torch._int_mm(codes[rows], self.weight[columns].t())
+            out[rows, columns] = _scaled(sums, self.weight_scale[columns], scales[rows])
         return out
 
     def _gpu_product(self, tokens: Tensor) -> Tensor:
         codes, scales = self._quantised(tokens)
         padded = F.pad(codes, (0, 0, 0, max(0, GPU_INT8_TOKENS - len(codes))))
-        return self._scaled(torch._int_mm(padded, self.weight.t())[: len(codes)], scales).to(tokens.dtype)
+        sums = torch._int_mm(padded, self.weight.t())[: len(codes)]
+        return _scaled(sums, self.weight_scale, scales).to(tokens.dtype)
 
     def _quantised(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(M, in_features) -> codes of the rotated tokens, and their scales (M,)."""
@@ -145,14 +151,19 @@ class Int8Linear(nn.Module):
         scales = int8_scales(rotated)
         return encode_int8(rotated, scales), scales * self.rotation**-0.5
 
-    def _scaled(self, sums: Tensor, scales: Tensor) -> Tensor:
-        return sums.float().mul_(self.weight_scale).mul_(scales[:, None])
-
     def _decoded(self, dtype: torch.dtype) -> Tensor:
         return decode_int8(self.weight, self.weight_scale).to(dtype)
 
 
 QuantisedLinear = Fp8Linear | Int8Linear
+
+
+def _slices(count: int, step: int) -> list[slice]:
+    return [slice(first, first + step) for first in range(0, count, step)]
+
+
+def _scaled(sums: Tensor, column_scales: Tensor, row_scales: Tensor) -> Tensor:
+    return sums.float().mul_(column_scales).mul_(row_scales[:, None])
 
 
 @cache
