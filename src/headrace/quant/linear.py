@@ -131,7 +131,7 @@ class Int8Linear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
     def _cpu_product(self, tokens: Tensor) -> Tensor:
-        quantised = [self._quantised(part) for part in tokens.split(QUANTISED_TOKENS)]
+        quantised = [self._quantised(part) for part in torch.split(tokens, QUANTISED_TOKENS)]
         codes, scales = (torch.cat(parts) for parts in zip(*quantised, strict=True))
         out = tokens.new_empty(len(tokens), self.out_features)
         for columns, rows in product(_slices(self.out_features, COLUMNS), _slices(len(tokens), TOKENS)):
