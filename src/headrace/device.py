@@ -8,7 +8,9 @@ from headrace.errors import RequestError
 from headrace.quant.formats import EIGHT_BITS, Bits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PRECISIONS = (*DTYPES, *EIGHT_BITS)
+# Precisions in which weights are codes; "stored" is whatever the file has.
+CODED: tuple[Bits, ...] = (*EIGHT_BITS, "stored")
+PRECISIONS = (*DTYPES, *CODED)
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,36 +32,36 @@ def choose_precision(name: str, stored: str, device: torch.device) -> str:
     stored: the precision of the transformer's file. It never depends on free memory. Raises RequestError.
     """
     if name == "auto":
-        if stored in EIGHT_BITS and device.type != "mps":
+        if stored in CODED and device.type != "mps":
             return stored
         return "fp32" if stored == "fp32" or not multiplies_bf16(device) else "bf16"
     if name not in PRECISIONS:
         raise RequestError(f"There is no precision {name!r}; choose auto, {', '.join(PRECISIONS)}.")
-    if name in EIGHT_BITS and device.type == "mps":
+    if name in CODED and device.type == "mps":
         raise RequestError(f"The device mps cannot hold weights in {name}; choose auto, {', '.join(DTYPES)}.")
     return name
 
 
 def choose_text_precision(name: str, stored: str, transformer: str, device: torch.device) -> str:
-    """As `choose_precision`, for the text encoder: with `auto` eight bits only where its own file holds them.
+    """As `choose_precision`, for the text encoder: with `auto` codes only where its own file holds them.
 
     stored: the precision of the text encoder's file; transformer: the one chosen for the transformer.
     """
-    if name != "auto" or stored in EIGHT_BITS:
+    if name != "auto" or stored in CODED:
         return choose_precision(name, stored, device)
     return next(known for known, dtype in DTYPES.items() if dtype == dtype_of(transformer, device))
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of activations, and of all weights but those in eight bits."""
+    """The dtype of activations, and of all weights but those that are codes."""
     if precision in DTYPES:
         return DTYPES[precision]
     return torch.bfloat16 if multiplies_bf16(device) else torch.float32
 
 
 def bits_of(precision: str) -> Bits | None:
-    """The precision of the blocks' linear layers, where that is eight bits."""
-    return next((bits for bits in EIGHT_BITS if bits == precision), None)
+    """The precision of linear layers, where their weights are codes."""
+    return next((bits for bits in CODED if bits == precision), None)
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -19,7 +19,7 @@ from headrace.flow.latents import draw_noise, picture_positions, text_positions,
 from headrace.nn.transformer import Transformer
 from headrace.pipeline import Pipeline
 from headrace.quant.apply import quantise
-from headrace.quant.formats import EIGHT_BITS, Format, block_linears
+from headrace.quant.formats import EIGHT_BITS, ENCODED, Format, block_linears
 from headrace.text.tokens import load_tokenizer
 
 PROMPTS = (
@@ -107,7 +107,7 @@ def compare_layers(checkpoint: Checkpoint) -> Iterator[LayerRow]:
     }
     for bits in EIGHT_BITS:
         for what, chosen in choices.items():
-            network = _quantised(checkpoint, dict.fromkeys(chosen, Format(bits)))
+            network = _quantised(checkpoint, dict.fromkeys(chosen, ENCODED[bits]))
             made = [_velocity(network, *one) for one in inputs]
             yield LayerRow(bits, what, decibels(torch.stack(made), torch.stack(expected)), _bytes(network) / full)
 

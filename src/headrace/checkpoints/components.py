@@ -20,7 +20,13 @@ from headrace.checkpoints.layouts import (
     spelled_as_ours,
     to_diffusers,
 )
-from headrace.checkpoints.quantised import CODE_DTYPES, find_codes, is_beside_weight, with_scales
+from headrace.checkpoints.quantised import (
+    FP8_DTYPES,
+    Matrix,
+    Quantised,
+    find_quantised,
+    layer_formats,
+)
 from headrace.checkpoints.recognise import BESIDE_LANGUAGE_MODEL, Found, Kind, own_names, recognise
 from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
 from headrace.checkpoints.weights import Weights
@@ -37,18 +43,41 @@ NAMES_SHOWN = 3
 class Component:
     """How each tensor of a network is made of what is stored.
 
-    tensors: what is stored, by its name without prefix. plan: our names -> rows of those tensors; a layer stored in
-    eight bits has a scale (`weight_scale`) beside its `weight`, unless all its scales are 1.
-    formats: our layers that are stored in eight bits.
-    strangers: names in the same files that belong to no network, so that they were not read.
+    tensors: what is stored as plain values, by its name without prefix; matrices: what is stored otherwise, by the name
+    it would have. plan: our names -> rows of those. formats: our linear layers that can be kept as they are stored.
+    strangers: names in the same files that belong to no network, so that they were not read. notes: sentences on how
+    weights are stored, for the user.
     """
 
     source: Path
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorEntry]
+    matrices: Mapping[str, Matrix]
     plan: Mapping[str, Assembly]
     formats: Mapping[str, Format]
     strangers: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """A network as it lies in files: all its tensors by their names without prefix, and which of them are codes."""
+
+    found: Found
+    tensors: Mapping[str, TensorEntry]
+    quantised: Quantised
+
+    @property
+    def plain(self) -> dict[str, TensorEntry]:
+        """What is stored as values, whatever their precision."""
+        return {name: entry for name, entry in self.tensors.items() if name not in self.quantised.owned}
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the values, in whatever way they are stored."""
+        return {name: entry.shape for name, entry in self.plain.items()} | {
+            name: matrix.shape for name, matrix in self.quantised.matrices.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -61,16 +90,16 @@ class Demand:
 
 def transformer_component(weights: Weights) -> tuple[Component, TransformerConfig]:
     """The transformer among `weights`. Raises RequestError unless it is there, whole and in a format that is read."""
-    found, stored = find_network(weights, "transformer")
-    config = transformer_config(weights, found, stored)
-    return _checked(weights, found, stored, transformer_demand(found, config)), config
+    stored = find_network(weights, "transformer")
+    config = transformer_config(weights, stored)
+    return _checked(weights, stored, stored.shapes, transformer_demand(stored.found, config)), config
 
 
 def autoencoder_component(weights: Weights) -> tuple[Component, AutoencoderConfig]:
     """The autoencoder among `weights`. Raises RequestError unless it is there, whole and in a format that is read."""
-    found, stored = find_network(weights, "autoencoder")
-    config = autoencoder_config(weights, found, stored)
-    return _checked(weights, found, stored, autoencoder_demand(found, config)), config
+    stored = find_network(weights, "autoencoder")
+    config = autoencoder_config(weights, stored)
+    return _checked(weights, stored, stored.shapes, autoencoder_demand(stored.found, config)), config
 
 
 def language_model_component(weights: Weights, config: LanguageModelConfig, layers: int) -> Component:
@@ -78,27 +107,29 @@ def language_model_component(weights: Weights, config: LanguageModelConfig, laye
 
     Raises RequestError unless they are there, whole and in a format that is read.
     """
-    found, stored = find_network(weights, "text encoder")
+    stored = find_network(weights, "text encoder")
     demand = language_model_demand(config, layers)
-    used = {name: entry for name, entry in stored.items() if name in demand.shapes or not _is_above(name, layers)}
-    return _checked(weights, found, used, demand)
+    shapes = {
+        name: shape for name, shape in stored.shapes.items() if name in demand.shapes or not _is_above(name, layers)
+    }
+    return _checked(weights, stored, shapes, demand)
 
 
-def transformer_config(weights: Weights, found: Found, stored: Mapping[str, TensorEntry]) -> TransformerConfig:
+def transformer_config(weights: Weights, stored: StoredNetwork) -> TransformerConfig:
     """From the config.json that belongs to the weights, else worked out from their shapes."""
-    file = _config_file(weights, found)
+    file = _config_file(weights, stored.found)
     if file is not None:
         return configs.read_transformer_config(file)
-    return configs.infer_transformer_config(weights.source, _our_shapes(TRANSFORMER_RULES, found, stored, 0))
+    return configs.infer_transformer_config(weights.source, _our_shapes(TRANSFORMER_RULES, stored, 0))
 
 
-def autoencoder_config(weights: Weights, found: Found, stored: Mapping[str, TensorEntry]) -> AutoencoderConfig:
+def autoencoder_config(weights: Weights, stored: StoredNetwork) -> AutoencoderConfig:
     """From the config.json that belongs to the weights, else worked out from their shapes."""
-    file = _config_file(weights, found)
+    file = _config_file(weights, stored.found)
     if file is not None:
         return configs.read_autoencoder_config(file)
-    levels = configs.count_numbered(stored, "decoder.up_blocks.")
-    return configs.infer_autoencoder_config(weights.source, _our_shapes(AUTOENCODER_RULES, found, stored, levels))
+    levels = configs.count_numbered(stored.tensors, "decoder.up_blocks.")
+    return configs.infer_autoencoder_config(weights.source, _our_shapes(AUTOENCODER_RULES, stored, levels))
 
 
 def transformer_demand(found: Found, config: TransformerConfig) -> Demand:
@@ -118,8 +149,8 @@ def language_model_demand(config: LanguageModelConfig, layers: int) -> Demand:
     return Demand(shapes, as_stored(shapes))
 
 
-def find_network(weights: Weights, kind: Kind) -> tuple[Found, dict[str, TensorEntry]]:
-    """The one network of this kind among the weights, and its tensors by their names without prefix.
+def find_network(weights: Weights, kind: Kind) -> StoredNetwork:
+    """The one network of this kind among the weights.
 
     Raises RequestError when there is none, or several, or when its values are in a format that is not read.
     """
@@ -131,22 +162,22 @@ def find_network(weights: Weights, kind: Kind) -> tuple[Found, dict[str, TensorE
     if len(fitting) > 1:
         raise RequestError(f"{weights.source} holds several networks that could be the {kind}.")
     found = fitting[0]
-    stored = network_tensors(weights, found)
-    values = {entry.dtype for name, entry in stored.items() if not is_beside_weight(name, stored)}
-    unread = sorted(values - FLOAT_DTYPES - CODE_DTYPES)
+    tensors = network_tensors(weights, found)
+    stored = StoredNetwork(found, tensors, find_quantised(weights, found.prefix, tensors))
+    unread = sorted({entry.dtype for entry in stored.plain.values()} - FLOAT_DTYPES - FP8_DTYPES)
     if unread:
         raise RequestError(
             f"{weights.source} stores its {kind} in {', '.join(unread)}, which cannot be read: "
             "use the same weights in bf16, fp16, fp32 or fp8."
         )
-    return found, stored
+    return stored
 
 
 def network_tensors(weights: Weights, found: Found) -> dict[str, TensorEntry]:
     """The tensors of one network, by our spelling of their names without prefix."""
     stored: dict[str, TensorEntry] = {}
     for name, full_name in own_names(found, weights.tensors, recognise(weights.tensors)).items():
-        ours = spelled_as_ours(name) if found.layout == "bfl" else name
+        ours = name if found.layout == "diffusers" else spelled_as_ours(name)
         if ours in stored:
             raise RequestError(f"{weights.source} holds {ours} twice, in two spellings.")
         if name != BATCH_COUNT and (found.kind != "text encoder" or not BESIDE_LANGUAGE_MODEL.fullmatch(name)):
@@ -167,18 +198,16 @@ def is_lora(names: Iterable[str]) -> bool:
     return any(re.search(r"[._](lora_(A|B|up|down)|lokr_w\d|hada_w\d)\b", name) for name in names)
 
 
-def _our_shapes(
-    rules: tuple[Rule, ...], found: Found, stored: Mapping[str, TensorEntry], levels: int
-) -> dict[str, Shape]:
+def _our_shapes(rules: tuple[Rule, ...], stored: StoredNetwork, levels: int) -> dict[str, Shape]:
     """The shapes our tensors would have, as far as the stored names are known."""
-    if found.layout == "bfl":
-        return {name: entry.shape for name, entry in stored.items()}
+    if stored.found.layout == "bfl":
+        return stored.shapes
     shapes = {}
-    for name, entry in stored.items():
+    for name, shape in stored.shapes.items():
         known = our_name(rules, name, levels)
-        if known is not None and entry.shape:
+        if known is not None and shape:
             rule, ours = known
-            shapes[ours] = (entry.shape[0] * len(rule.theirs), *entry.shape[1:])
+            shapes[ours] = (shape[0] * len(rule.theirs), *shape[1:])
     return shapes
 
 
@@ -197,32 +226,41 @@ def _demand(found: Found, rules: tuple[Rule, ...], shapes: Mapping[str, Shape], 
     return Demand(stored, from_diffusers(rules, shapes, levels))
 
 
-def _checked(weights: Weights, found: Found, stored: Mapping[str, TensorEntry], demand: Demand) -> Component:
-    """Raises RequestError unless what is stored is exactly what is demanded, in names and shapes."""
-    required = demand.shapes
-    missing = [found.prefix + name for name in required if name not in stored]
+def _checked(weights: Weights, stored: StoredNetwork, shapes: Mapping[str, Shape], demand: Demand) -> Component:
+    """Raises RequestError unless `shapes`, what is stored, is exactly what is demanded, in names and shapes."""
+    required, found = demand.shapes, stored.found
+    missing = [found.prefix + name for name in required if name not in shapes]
     if missing:
         _refuse_absent(weights, {name: weights.absent[name] for name in missing if name in weights.absent})
         raise RequestError(
             f"{weights.source} lacks {counted(missing)} of its {found.kind}: it is incomplete, or not what its "
             "configuration says."
         )
-    surplus = [found.prefix + name for name in stored if name not in required and not is_beside_weight(name, stored)]
+    surplus = [found.prefix + name for name in shapes if name not in required]
     if surplus:
         raise RequestError(
             f"{weights.source} holds {counted(surplus)} that FLUX.2's {found.kind} does not have: "
             "it would make other pictures without them."
         )
     for name, shape in required.items():
-        if _squeezed(stored[name].shape) != _squeezed(shape):
+        if _squeezed(shapes[name]) != _squeezed(shape):
             raise RequestError(
-                f"{weights.source} holds {found.prefix + name} with shape {list(stored[name].shape)} where its "
+                f"{weights.source} holds {found.prefix + name} with shape {list(shapes[name])} where its "
                 f"configuration asks for {list(shape)}."
             )
-    files = tuple(sorted({entry.file for entry in stored.values()}))
-    codes = find_codes(weights.source, found.prefix, stored, weights.metadata)
-    plan, formats = with_scales(weights.source, demand.plan, codes)
-    return Component(weights.source, files, stored, plan, formats, strangers(weights))
+    matrices = {name: matrix for name, matrix in stored.quantised.matrices.items() if name in required}
+    tensors = {name: entry for name, entry in stored.plain.items() if name in required}
+    entries = [*tensors.values(), *(entry for matrix in matrices.values() for entry in matrix.parts.values())]
+    return Component(
+        source=weights.source,
+        files=tuple(sorted({entry.file for entry in entries})),
+        tensors=tensors,
+        matrices=matrices,
+        plan=demand.plan,
+        formats=layer_formats(demand.plan, matrices),
+        strangers=strangers(weights),
+        notes=stored.quantised.notes,
+    )
 
 
 def _refuse_absent(weights: Weights, absent: Mapping[str, Path]) -> None:

@@ -33,12 +33,11 @@ from headrace.checkpoints.load import TORCH_DTYPES, StoredTensors
 from headrace.checkpoints.open import find_source
 from headrace.checkpoints.quantised import (
     METADATA,
+    REGULAR_SIZES,
     ROTATED_INT8,
     SCALE,
-    find_codes,
-    is_beside_weight,
-    scale_name,
-    with_scales,
+    find_quantised,
+    layer_formats,
 )
 from headrace.checkpoints.recognise import recognise
 from headrace.checkpoints.shapes import autoencoder_shapes, transformer_shapes
@@ -46,24 +45,27 @@ from headrace.checkpoints.weights import read_weights
 from headrace.checkpoints.write import TensorFile
 from headrace.errors import HeadraceError, RequestError
 from headrace.nn.config import TransformerConfig
-from headrace.quant.codecs import (
-    encode_fp8,
-    encode_int8,
-    fp8_scales,
-    int8_scales,
-    rotate,
-)
+from headrace.quant.encode import encode, tensor_scale
 from headrace.quant.formats import (
+    FP8,
     FP8_TENSOR,
     INT8,
+    NVFP4_BLOCK,
+    TILE_ROWS,
     Format,
+    Fp8,
+    Int8,
+    Mxfp8,
+    Nvfp4,
+    Part,
+    Split,
     block_linears,
     choose_formats,
     rotation_size,
 )
 
 OutputLayout = Literal["bfl", "diffusers", "comfy"]
-Precision = Literal["fp32", "bf16", "fp8", "int8"]
+Precision = Literal["fp32", "bf16", "fp8", "int8", "nvfp4", "stored"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CHUNK_BYTES = 4 * 2**20
 BLOCK = re.compile(r"(double_blocks|single_blocks|layers)\.(\d+)\.")
@@ -91,19 +93,27 @@ class _Tensor:
     @property
     def note(self) -> dict[str, object]:
         """How the header, or a tensor beside this one, describes its format."""
-        if self.form == INT8:
-            return {"format": ROTATED_INT8, "rotation": rotation_size(self.assembly.shape[1])}
+        match self.form:
+            case Int8(rotation="sylvester"):
+                return {"format": ROTATED_INT8, "rotation": rotation_size(self.assembly.shape[1], self.form)}
+            case Int8(rotation="regular", size=size):
+                return {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": size}
+            case Int8():
+                return {"format": "int8_tensorwise"}
+            case Fp8(codes="F8_E5M2"):
+                return {"format": "float8_e5m2"}
+            case Nvfp4():
+                return {"format": "nvfp4"}
+            case Mxfp8():
+                return {"format": "mxfp8"}
         return {"format": "float8_e4m3fn"}
 
     def entries(self, noted: bool) -> dict[str, tuple[str, Shape]]:
-        """Dtype and shape of what is written: itself, and where it has eight bits its scales and ComfyUI's note."""
+        """Dtype and shape of what is written: the tensor, or the parts of its format and ComfyUI's note."""
         shape = self.assembly.shape
         if self.form is None:
             return {self.name: (self.dtype, shape)}
-        entries: dict[str, tuple[str, Shape]] = {
-            self.name: ("I8" if self.form == INT8 else "F8_E4M3", shape),
-            scale_name(self.name): ("F32", () if self.form == FP8_TENSOR else shape[:1]),
-        }
+        entries = {f"{self.layer}.{part.name}": (part.dtype, _part_shape(part, shape)) for part in self.form.parts()}
         if noted:
             entries[f"{self.layer}.comfy_quant"] = "U8", (len(json.dumps(self.note)),)
         return entries
@@ -115,28 +125,27 @@ class _Tensor:
             return
         if noted:
             yield f"{self.layer}.comfy_quant", 0, torch.tensor(list(json.dumps(self.note).encode()), dtype=torch.uint8)
-        one_scale = self._one_scale(stored) if self.form == FP8_TENSOR else None
-        if one_scale is not None:
-            yield scale_name(self.name), 0, one_scale
         width = self.assembly.shape[1]
-        for start, part in self._chunks():
-            codes, scales = self._encoded(stored, part, one_scale)
-            yield self.name, start * width, codes
-            if one_scale is None:
-                yield scale_name(self.name), start, scales
+        same = self._stored_form(stored) == self.form
+        scale = None if same else tensor_scale(self.form, self._largest(stored))
+        for start, part in self._chunks(self.form.together(width)):
+            values = stored.stored_parts(part, self.form) if same else self._encoded(stored, part, scale)
+            for kind in self.form.parts():
+                first = 0 if kind.whole or not start else kind.count(start, width)
+                yield f"{self.layer}.{kind.name}", first, values[kind.name]
 
     def _plain(self, stored: StoredTensors) -> Iterator[tuple[str, int, Tensor]]:
         if self.dtype == "I64":
             yield self.name, 0, torch.zeros(1, dtype=torch.int64)
             return
         row = math.prod(self.assembly.shape[1:])
-        for start, part in self._chunks():
+        for start, part in self._chunks(1):
             values = stored.decoded(part.tensor, part.first, part.count)
             yield self.name, start * row, values.to(TORCH_DTYPES[self.dtype])
 
-    def _chunks(self) -> Iterator[tuple[int, Rows]]:
+    def _chunks(self, together: int) -> Iterator[tuple[int, Rows]]:
         """Runs of rows of one of our tensors, each a few MiB in float32, and the first row they are here."""
-        step = max(1, CHUNK_BYTES // (4 * math.prod(self.assembly.shape[1:])))
+        step = max(1, CHUNK_BYTES // (4 * math.prod(self.assembly.shape[1:])) // together) * together
         start = 0
         for part in self.assembly.parts:
             for first in range(part.first, part.first + part.count, step):
@@ -144,30 +153,41 @@ class _Tensor:
                 yield start, Rows(part.tensor, first, count)
                 start += count
 
-    def _one_scale(self, stored: StoredTensors) -> Tensor:
-        """The scale of the whole tensor: as stored, or by the largest value there is."""
-        (part,) = self.assembly.parts
-        if self._stored_form(stored, part) == FP8_TENSOR:
-            return stored.codes(part.tensor, 0, 1)[1]
-        parts = (stored.decoded(rows.tensor, rows.first, rows.count) for _, rows in self._chunks())
-        return fp8_scales(torch.stack([values.abs().amax() for values in parts]))
+    def _largest(self, stored: StoredTensors) -> Tensor:
+        """The largest magnitude there is; not looked for where each row has its own scale."""
+        assert self.form is not None
+        if not any(part.whole for part in self.form.parts()):
+            return torch.zeros(())
+        parts = (stored.decoded(rows.tensor, rows.first, rows.count) for _, rows in self._chunks(1))
+        return torch.stack([values.abs().amax() for values in parts]).amax()
 
-    def _encoded(self, stored: StoredTensors, part: Rows, one_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Codes of some rows, and a scale for each; the codes that are stored where they are in the same format."""
-        form = self._stored_form(stored, part)
-        if form == self.form or (form == FP8_TENSOR and self.form != INT8):
-            codes, scales = stored.codes(part.tensor, part.first, part.count)
-            return codes, scales.expand(part.count)
-        values = stored.decoded(part.tensor, part.first, part.count)
-        if self.form == INT8:
-            rotated = rotate(values)
-            return encode_int8(rotated, scales := int8_scales(rotated)), scales
-        scales = fp8_scales(values) if one_scale is None else one_scale.expand(part.count)
-        return encode_fp8(values, scales), scales
+    def _encoded(self, stored: StoredTensors, part: Rows, scale: Tensor | None) -> dict[str, Tensor]:
+        """The parts of some rows; codes of e4m3 keep theirs where one scale for all becomes one for each row."""
+        assert self.form is not None
+        if self.form == FP8 and stored.component.formats.get(part.tensor.removesuffix(".weight")) == FP8_TENSOR:
+            values = stored.stored_parts(part, FP8_TENSOR)
+            return {**values, SCALE: values[SCALE].expand(part.count)}
+        return encode(self.form, stored.decoded(part.tensor, part.first, part.count), scale)
 
-    @staticmethod
-    def _stored_form(stored: StoredTensors, part: Rows) -> Format | None:
-        return stored.component.formats.get(part.tensor.removesuffix(".weight"))
+    def _stored_form(self, stored: StoredTensors) -> Format | None:
+        """The format in which all rows are stored, where they can be copied."""
+        formats = {stored.component.formats.get(part.tensor.removesuffix(".weight")) for part in self.assembly.parts}
+        whole = len(self.assembly.parts) == 1 and self.assembly.parts[0].first == 0
+        form = formats.pop() if len(formats) == 1 else None
+        if form is None or isinstance(form, Split):
+            return None
+        return form if whole or not any(part.whole for part in form.parts()) else None
+
+
+def _part_shape(part: Part, shape: Shape) -> Shape:
+    rows, width = shape
+    count = part.count(rows, width)
+    if part.whole or count == rows:
+        return () if count == 1 else (count,)
+    if count % rows == 0 and part.name == "weight":
+        return rows, count // rows
+    tall = -(-rows // TILE_ROWS) * TILE_ROWS
+    return (tall, count // tall) if count % tall == 0 else (rows, count // rows)
 
 
 @dataclass(frozen=True)
@@ -207,7 +227,8 @@ def convert(
 
     model: what `open_checkpoint` takes, or a transformer alone. With "diffusers" the output is a folder: of the whole
     pipeline, or of the transformer where it came alone. With "bfl" and "comfy" it is a file with the transformer.
-    "fp8" and "int8" are the linear layers of the blocks; all else is then bf16. The autoencoder never has eight bits.
+    "fp8", "int8" and "nvfp4" are the linear layers of the blocks, "stored" leaves every linear layer in the format it
+    is in; all else is then bf16. The autoencoder is never quantised.
     on_progress: called after every piece with the bytes written so far and those there will be.
     Raises RequestError for what cannot be converted or does not fit on the disk, HeadraceError when writing fails.
     """
@@ -237,8 +258,6 @@ def convert(
 
 
 def _check(output: Path, precision: str, layout: OutputLayout) -> None:
-    if layout == "comfy" and precision == "int8":
-        raise RequestError("ComfyUI has no format for rotated int8: choose fp8, or the layout bfl or diffusers.")
     if (output.suffix == ".safetensors") == (layout == "diffusers"):
         wanted = "a folder" if layout == "diffusers" else "a .safetensors file"
         raise RequestError(f"The layout {layout} is {wanted}, which {output} is not by its name.")
@@ -248,20 +267,66 @@ def _check(output: Path, precision: str, layout: OutputLayout) -> None:
         raise RequestError(f"The folder {output.parent} does not exist; make it first.")
 
 
+def _written(
+    source: Path,
+    precision: Precision,
+    layout: OutputLayout,
+    shapes: Mapping[str, Shape],
+    stored: Mapping[str, Format],
+    prefix: str = "",
+) -> dict[str, Format]:
+    """Layer -> the format it is written in. shapes, stored: of our layers. prefix: before their names.
+
+    Raises RequestError where the layout has no way to say it.
+    """
+    own = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    linears = [prefix + layer for layer in block_linears(own)]
+    if precision == "fp32" or precision == "bf16":
+        return {}
+    chosen: dict[str, Format]
+    if precision == "nvfp4":
+        chosen = {layer: form for layer, form in stored.items() if form == Nvfp4()}
+        chosen = chosen or {layer: Nvfp4() for layer in linears if shapes[f"{layer}.weight"][1] % NVFP4_BLOCK == 0}
+    else:
+        chosen = choose_formats(precision, linears, stored)
+    written = {
+        layer: _writable(form, shapes[f"{layer}.weight"][1], precision, layout) for layer, form in chosen.items()
+    }
+    for layer, form in written.items():
+        if form is None:
+            raise RequestError(
+                f"{source} holds {layer} in {chosen[layer].precision}, for which the layout {layout} has no place: "
+                "choose another --precision."
+            )
+    return {layer: form for layer, form in written.items() if form is not None}
+
+
+def _writable(form: Format, width: int, precision: Precision, layout: OutputLayout) -> Format | None:
+    """What a layer is written in that is to be in this format; None where the layout has no way to say it."""
+    if isinstance(form, Fp8) and form.codes == "F8_E4M3" and precision == "fp8":
+        # A layer's parts each have rows of their own in diffusers' layout, so that one scale becomes one for each row.
+        return {"comfy": FP8_TENSOR, "diffusers": FP8}.get(layout, form)
+    if form == INT8 and layout == "comfy":
+        return Int8("row", "regular", max(size for size in REGULAR_SIZES if width % size == 0))
+    if layout == "diffusers" and any(part.whole for part in form.parts()):
+        return None
+    if isinstance(form, Nvfp4):
+        return form if form == Nvfp4() and layout != "diffusers" else None
+    if isinstance(form, Fp8 | Int8 | Mxfp8):
+        return form if layout != "diffusers" or isinstance(form, Fp8 | Int8) else None
+    return None
+
+
 def _files(source: Path, name: str, precision: Precision, layout: OutputLayout) -> list[_File]:
     """The files to be written, the transformer's first. name: the output's."""
-    bits = None if precision == "fp32" or precision == "bf16" else precision
     dtype = "F32" if precision == "fp32" else "BF16"
     whole = (source / "model_index.json").is_file()
     component, config = transformer_component(read_weights(source / "transformer" if whole else source))
     shapes = transformer_shapes(config)
-    formats = choose_formats(bits, block_linears(shapes), component.formats)
+    formats = _written(source, precision, layout, shapes, component.formats)
     if layout != "diffusers":
-        formats = {layer: FP8_TENSOR if layout == "comfy" else form for layer, form in formats.items()}
         tensors = _tensors(as_stored(shapes), dtype, formats)
         return [_File(Path(name), component, tensors, config, noted=layout == "comfy")]
-    # A layer's parts each have rows of their own, so a single scale for the whole becomes one for each row.
-    formats = {layer: Format(form.bits) for layer, form in formats.items()}
     tensors = _tensors(to_diffusers(TRANSFORMER_RULES, shapes), dtype, formats)
     if not whole:
         return [_File(Path(name, WEIGHTS), component, tensors, config)]
@@ -270,9 +335,8 @@ def _files(source: Path, name: str, precision: Precision, layout: OutputLayout) 
     plan = to_diffusers(AUTOENCODER_RULES, autoencoder_shapes(autoencoder), len(autoencoder.channels))
     files.append(_File(Path(name, "vae", WEIGHTS), component, _tensors(plan, dtype, {})))
     component, prefix = _text_encoder(source / "text_encoder")
-    shapes = {name: plan.shape for name, plan in component.plan.items() if not name.endswith(f".{SCALE}")}
-    own = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-    formats = choose_formats(bits, [prefix + layer for layer in block_linears(own)], component.formats)
+    shapes = {name: plan.shape for name, plan in component.plan.items()}
+    formats = _written(source, precision, layout, shapes, component.formats, prefix)
     tensors = _tensors(as_stored(shapes), dtype, formats, prefix)
     files.append(_File(Path(name, "text_encoder", "model.safetensors"), component, tensors))
     return files
@@ -282,16 +346,15 @@ def _text_encoder(folder: Path) -> tuple[Component, str]:
     """Everything a text encoder's files hold, under the names it has there, and the language model's prefix."""
     weights = read_weights(folder)
     prefix = next((found.prefix for found in recognise(weights.tensors) if found.kind == "text encoder"), None)
-    unread = {entry.dtype for name, entry in weights.tensors.items() if not is_beside_weight(name, weights.tensors)}
-    unread -= set(TORCH_DTYPES)
-    if prefix is None or weights.absent or unread:
+    quantised = find_quantised(weights, "", weights.tensors)
+    plain = {name: entry for name, entry in weights.tensors.items() if name not in quantised.owned}
+    if prefix is None or weights.absent or {entry.dtype for entry in plain.values()} - set(TORCH_DTYPES):
         raise RequestError(f"{folder} is not a whole text encoder in formats that are read.")
-    shapes = {
-        name: entry.shape for name, entry in weights.tensors.items() if not is_beside_weight(name, weights.tensors)
-    }
-    codes = find_codes(folder, "", weights.tensors, weights.metadata)
-    plan, formats = with_scales(folder, as_stored(shapes), codes)
-    return Component(folder, weights.files, weights.tensors, plan, formats, ()), prefix
+    shapes = {name: entry.shape for name, entry in plain.items()}
+    shapes |= {name: matrix.shape for name, matrix in quantised.matrices.items()}
+    plan = as_stored(shapes)
+    formats = layer_formats(plan, quantised.matrices)
+    return Component(folder, weights.files, plain, quantised.matrices, plan, formats, ()), prefix
 
 
 def _tensors(

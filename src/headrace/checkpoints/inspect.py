@@ -3,6 +3,7 @@ that can be described."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from headrace import catalog
 from headrace.checkpoints import configs
 from headrace.checkpoints.components import (
     Demand,
+    StoredNetwork,
     autoencoder_config,
     autoencoder_demand,
     is_lora,
@@ -23,7 +25,7 @@ from headrace.checkpoints.components import (
     transformer_demand,
 )
 from headrace.checkpoints.headers import Shape, TensorEntry
-from headrace.checkpoints.quantised import is_beside_weight
+from headrace.checkpoints.quantised import Quantised, find_quantised
 from headrace.checkpoints.recognise import Found, recognise
 from headrace.checkpoints.scheduler import check_scheduler
 from headrace.checkpoints.shapes import STATISTICS
@@ -39,7 +41,8 @@ class Network:
     """One network in a file. models: the catalogue's models it has the shapes of.
 
     config: None where the tensors do not allow to work it out. tensors: name -> dtype and shape, as stored.
-    missing: names a whole network would have. unused: names it would not have.
+    formats: the layers that are stored in fewer bits, and in which format. missing: names a whole network would have.
+    unused: names it would not have. problems: sentences, for what cannot be read.
     """
 
     kind: str
@@ -52,8 +55,10 @@ class Network:
     bytes: int
     dtypes: Mapping[str, int]
     tensors: Mapping[str, tuple[str, Shape]]
+    formats: Mapping[str, str]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -154,61 +159,72 @@ def _inspect_pipeline(folder: Path) -> Inspection:
 
 
 def _network(weights: Weights, found: Found) -> Network:
-    stored = network_tensors(weights, found)
+    tensors = network_tensors(weights, found)
+    problems: tuple[str, ...] = ()
+    try:
+        quantised = find_quantised(weights, found.prefix, tensors)
+    except RequestError as error:
+        quantised, problems = Quantised({}, frozenset(), ()), (str(error),)
+    stored = StoredNetwork(found, tensors, quantised)
+    shapes = stored.shapes
     config: Config | None = None
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     try:
-        config, demand = _config_and_demand(weights, found, stored)
+        config, demand = _config_and_demand(weights, stored)
     except RequestError:
         # Without its configuration a network can still be described, but not what it lacks.
         pass
     else:
-        missing = tuple(found.prefix + name for name in demand.shapes if name not in stored)
-        unused = tuple(
-            found.prefix + name for name in stored if name not in demand.shapes and not is_beside_weight(name, stored)
-        )
+        missing = tuple(found.prefix + name for name in demand.shapes if name not in shapes)
+        unused = tuple(found.prefix + name for name in shapes if name not in demand.shapes)
     return Network(
         kind=found.kind,
         source=str(weights.source),
         layout=found.layout,
         prefix=found.prefix,
-        models=_models(config, stored),
+        models=_models(config, shapes),
         config=None if config is None else asdict(config),
-        parameters=sum(entry.elements for name, entry in stored.items() if name not in STATISTICS),
-        bytes=sum(entry.size for entry in stored.values()),
-        dtypes=_dtypes(stored),
-        tensors={found.prefix + name: (entry.dtype, entry.shape) for name, entry in stored.items()},
+        parameters=sum(math.prod(shape) for name, shape in shapes.items() if name not in STATISTICS),
+        bytes=sum(entry.size for entry in tensors.values()),
+        dtypes=_dtypes(tensors),
+        tensors={found.prefix + name: (entry.dtype, entry.shape) for name, entry in tensors.items()},
+        formats={
+            found.prefix + name.removesuffix(".weight"): matrix.form.precision
+            for name, matrix in quantised.matrices.items()
+        },
         missing=missing,
         unused=unused,
+        problems=(*problems, *quantised.notes),
     )
 
 
-def _config_and_demand(weights: Weights, found: Found, stored: Mapping[str, TensorEntry]) -> tuple[Config, Demand]:
+def _config_and_demand(weights: Weights, stored: StoredNetwork) -> tuple[Config, Demand]:
+    found = stored.found
     if found.kind == "transformer":
-        transformer = transformer_config(weights, found, stored)
+        transformer = transformer_config(weights, stored)
         return transformer, transformer_demand(found, transformer)
     if found.kind == "autoencoder":
-        autoencoder = autoencoder_config(weights, found, stored)
+        autoencoder = autoencoder_config(weights, stored)
         return autoencoder, autoencoder_demand(found, autoencoder)
     folder = weights.source if weights.source.is_dir() else weights.source.parent
     language_model, _ = configs.read_language_model_config(folder / "config.json")
     # Text encoders are often stored without the layers above the last one used, and then without the final norm.
-    layers = min(configs.count_numbered(stored, "layers."), language_model.num_layers)
+    layers = min(configs.count_numbered(stored.tensors, "layers."), language_model.num_layers)
     return language_model, language_model_demand(language_model, layers)
 
 
-def _models(config: Config | None, stored: Mapping[str, TensorEntry]) -> tuple[str, ...]:
+def _models(config: Config | None, shapes: Mapping[str, Shape]) -> tuple[str, ...]:
     if isinstance(config, TransformerConfig):
         return tuple(entry.name for entry in catalog.PUBLISHED if entry.transformer == config)
     if isinstance(config, AutoencoderConfig):
         return tuple(name for name, known in catalog.AUTOENCODERS.items() if known == config)
     # A text encoder's file may come without a configuration, but no two published ones share an embedding's shape.
-    embedding = stored.get("embed_tokens.weight")
+    embedding = shapes.get("embed_tokens.weight")
     return tuple(
         encoder.name
         for encoder in catalog.TEXT_ENCODERS
-        if embedding is not None and embedding.shape == (encoder.config.vocab_size, encoder.config.hidden_size)
+        if embedding is not None and embedding == (encoder.config.vocab_size, encoder.config.hidden_size)
     )
 
 

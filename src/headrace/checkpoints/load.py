@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from headrace.checkpoints.components import Component
-from headrace.checkpoints.headers import TensorEntry
-from headrace.checkpoints.layouts import Assembly
-from headrace.checkpoints.quantised import SCALE
+from headrace.checkpoints.headers import FLOAT_DTYPES, Shape, TensorEntry
+from headrace.checkpoints.layouts import Assembly, Rows
+from headrace.checkpoints.quantised import Piece, pieces
 from headrace.errors import RequestError
-from headrace.quant.codecs import decode_fp8, decode_int8
-from headrace.quant.linear import QuantisedLinear
+from headrace.quant.decode import DTYPES, decode
+from headrace.quant.formats import Format, Part
+from headrace.quant.linear import DecodedLinear, Fp8Linear, Int8Linear, QuantisedLinear, SplitLinear, buffer_name
 
 BUFFER_BYTES = 8 * 2**20
 
@@ -28,19 +29,16 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "I8": torch.int8,
+    **DTYPES,
 }
-
-CODES = frozenset({torch.float8_e4m3fn, torch.int8})
 
 
 def fill_module(module: nn.Module, component: Component, device: torch.device | str, name: str = "") -> None:
     """Allocates a module that was built on the meta device in its final dtypes, and reads its parameters and buffers.
 
     name: what the module is called in the component's plan, where it is only a part of the network.
-    Values are converted where they are stored in another format, eight-bit ones by rows of a few MiB; what is not
-    stored is zero, or one for a scale. Afterwards the module is in evaluation mode and wants no gradients.
+    Values are converted where they are stored in another format, by rows of a few MiB; what is not stored is zero.
+    Afterwards the module is in evaluation mode and wants no gradients.
     Raises RequestError when a file ends early or cannot be read.
     """
     _allocate(module, device)
@@ -51,13 +49,37 @@ def fill_module(module: nn.Module, component: Component, device: torch.device | 
 
 def read_module(module: nn.Module, stored: StoredTensors, name: str = "") -> None:
     """Reads the parameters and buffers of a module that has its memory; otherwise as `fill_module`."""
-    for part_name, part in module.named_modules(prefix=name, remove_duplicate=False):
-        if isinstance(part, QuantisedLinear) and stored.component.formats.get(part_name) != part.format:
-            for first, values in stored.decoded_rows(f"{part_name}.weight"):
-                part.encode(first, values.to(part.weight.device))
-            continue
-        for own_name, target in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-            stored.read(f"{part_name}.{own_name}" if part_name else own_name, target)
+    if isinstance(module, SplitLinear):
+        first = 0
+        for linear, (count, _) in zip(module.pieces, module.format.pieces, strict=True):
+            _read_linear(linear, stored, name, first, count)
+            first += count
+        return
+    if isinstance(module, QuantisedLinear):
+        _read_linear(module, stored, name, 0, module.out_features)
+        return
+    for own_name, target in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        stored.read(f"{name}.{own_name}" if name else own_name, target)
+    for child_name, child in module.named_children():
+        read_module(child, stored, f"{name}.{child_name}" if name else child_name)
+
+
+def _read_linear(linear: nn.Module, stored: StoredTensors, layer: str, first: int, count: int) -> None:
+    """Reads `count` rows of a layer of ours, from row `first` on, into a linear layer of their own."""
+    weight = f"{layer}.weight"
+    assembly = stored.component.plan[weight].rows(first, count)
+    made = pieces(assembly, stored.component.matrices)
+    if isinstance(linear, QuantisedLinear) and made is not None and len(made) == 1 and made[0].form == linear.format:
+        for part in linear.format.parts():
+            stored.read_part(made[0], part.name, linear.get_buffer(buffer_name(part.name)).view(-1))
+    elif isinstance(linear, DecodedLinear):
+        raise TypeError(f"{layer} is not stored in the format it is to be kept in")
+    else:
+        for start, values in stored.decoded_rows(weight, first, count):
+            if isinstance(linear, Fp8Linear | Int8Linear):
+                linear.encode(start, values.to(linear.weight.device))
+            else:
+                linear.get_parameter("weight")[start : start + len(values)] = values
 
 
 class StoredTensors:
@@ -77,60 +99,102 @@ class StoredTensors:
             file.close()
 
     def read(self, name: str, target: Tensor) -> None:
-        """Fills a contiguous tensor; zeros, or ones for a scale, where nothing is stored by that name.
-
-        Eight-bit weights are decoded unless the target is in the dtype of their codes.
-        """
-        if name not in self.component.plan:
-            target.fill_(name.endswith(SCALE))
-        elif name.removesuffix(".weight") not in self.component.formats or target.dtype in CODES:
-            self._read(self.component.plan[name], target.reshape(-1))
-        else:
+        """Fills a contiguous tensor with its values; with zeros where nothing is stored by that name."""
+        assembly = self.component.plan.get(name)
+        if assembly is None:
+            target.zero_()
+        elif any(part.tensor in self.component.matrices for part in assembly.parts):
             for first, values in self.decoded_rows(name):
-                target[first : first + len(values)] = values
+                target[first : first + len(values)] = values.view(-1, *target.shape[1:])
+        else:
+            self._read(assembly, target.reshape(-1))
 
-    def decoded_rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """The rows of a matrix in float32, some at a time, and the number of the first."""
+    def decoded_rows(self, name: str, first: int = 0, count: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """`count` rows of a matrix from row `first` on (default: all) in float32, some at a time.
+
+        Each with the number of its first row among them.
+        """
         shape = self.component.plan[name].shape
+        count = shape[0] if count is None else count
         step = max(1, BUFFER_BYTES // (4 * shape[1]))
-        for first in range(0, shape[0], step):
-            yield first, self.decoded(name, first, min(step, shape[0] - first))
+        for start in range(0, count, step):
+            yield start, self.decoded(name, first + start, min(step, count - start))
 
     def decoded(self, name: str, first: int, count: int) -> Tensor:
         """`count` rows of a tensor in float32, from row `first` on."""
-        form = self.component.formats.get(name.removesuffix(".weight"))
-        if form is None:
-            assembly = self.component.plan[name].rows(first, count)
-            values = torch.empty(assembly.shape)
-            self._read(assembly, values.view(-1))
-            return values
-        codes, scales = self.codes(name, first, count)
-        if form.bits == "int8":
-            return decode_int8(codes, scales)
-        values = torch.empty(codes.shape)
-        decode_fp8(codes, scales, values)
+        assembly = self.component.plan[name].rows(first, count)
+        values = torch.empty(assembly.shape)
+        start = 0
+        for part in assembly.parts:
+            target = values[start : start + part.count]
+            if part.tensor in self.component.matrices:
+                self._decode(part, target)
+            else:
+                self._read(Assembly(target.shape, (part,)), target.view(-1))
+            start += part.count
         return values
 
-    def codes(self, name: str, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """`count` rows of an eight-bit weight as they are stored, from row `first` on, and their scales or scale."""
-        layer = name.removesuffix(".weight")
-        form = self.component.formats[layer]
-        assembly = self.component.plan[name].rows(first, count)
-        codes = torch.empty(assembly.shape, dtype=torch.float8_e4m3fn if form.bits == "fp8" else torch.int8)
-        self._read(assembly, codes.view(-1))
-        scales = torch.ones(count if form.scales == "row" else ())
-        stored = self.component.plan.get(f"{layer}.{SCALE}")
-        if stored is not None:
-            self._read(stored.rows(first, count) if form.scales == "row" else stored, scales.view(-1))
-        return codes, scales
+    def _decode(self, part: Rows, target: Tensor) -> None:
+        """Rows of a stored matrix in float32; more of them are decoded where they cannot be cut apart."""
+        matrix = self.component.matrices[part.tensor]
+        rows, width = matrix.shape
+        together = matrix.form.together(width)
+        first = part.first // together * together
+        count = min(rows, -(-(part.first + part.count) // together) * together) - first
+        values = torch.empty(count, width)
+        decode(matrix.form, self.parts(matrix.form, (Rows(part.tensor, first, count),)), values)
+        target.view(part.count, width).copy_(values[part.first - first :][: part.count])
+
+    def stored_parts(self, rows: Rows, form: Format) -> dict[str, Tensor]:
+        """The parts of rows of our tensors that are stored in this format, as they are, flat."""
+        return self.parts(form, self.component.plan[rows.tensor].rows(rows.first, rows.count).parts)
+
+    def parts(self, form: Format, rows: tuple[Rows, ...]) -> dict[str, Tensor]:
+        """The parts of stored rows in this format, as they are, flat."""
+        piece = Piece(form, rows)
+        result = {}
+        for part in form.parts():
+            counts = [_part_range(part, each, self.component.matrices[each.tensor].shape) for each in rows]
+            result[part.name] = torch.empty(sum(high - low for low, high in counts), dtype=DTYPES[part.dtype])
+            self.read_part(piece, part.name, result[part.name])
+        return result
+
+    def read_part(self, piece: Piece, name: str, target: Tensor) -> None:
+        """Fills a flat tensor with a part of a piece as it is stored; with ones where the file has none."""
+        assert piece.form is not None
+        part = next(part for part in piece.form.parts() if part.name == name)
+        start = 0
+        for rows in piece.rows:
+            matrix = self.component.matrices[rows.tensor]
+            low, high = _part_range(part, rows, matrix.shape)
+            into = target[start : start + high - low]
+            start += high - low
+            entry = matrix.parts.get(name)
+            if entry is None:
+                into.fill_(1)
+            else:
+                stored = TORCH_DTYPES[entry.dtype] if entry.dtype in FLOAT_DTYPES else into.dtype
+                _read(self._file(entry), entry, stored, low, into, self._buffer)
 
     def _read(self, assembly: Assembly, values: Tensor) -> None:
         start = 0
         for entry, offset, count in stored_ranges(assembly, self.component.tensors):
-            if entry.file not in self._files:
-                self._files[entry.file] = _opened(entry.file, self._open_file)
-            _read(self._files[entry.file], entry, offset, values[start : start + count], self._buffer)
+            into = values[start : start + count]
+            _read(self._file(entry), entry, TORCH_DTYPES[entry.dtype], offset, into, self._buffer)
             start += count
+
+    def _file(self, entry: TensorEntry) -> FileIO:
+        if entry.file not in self._files:
+            self._files[entry.file] = _opened(entry.file, self._open_file)
+        return self._files[entry.file]
+
+
+def _part_range(part: Part, rows: Rows, shape: Shape) -> tuple[int, int]:
+    """From which of a part's values to which belong to some rows of a matrix of this shape."""
+    count, width = shape
+    if part.whole:
+        return 0, part.count(count, width)
+    return part.count(rows.first, width), part.count(rows.first + rows.count, width)
 
 
 def _allocate(module: nn.Module, device: torch.device | str) -> None:
@@ -161,9 +225,8 @@ def _opened(path: Path, open_file: Callable[[Path], FileIO]) -> FileIO:
         raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _read(file: FileIO, entry: TensorEntry, first: int, target: Tensor, buffer: bytearray) -> None:
-    """Fills the flat, contiguous `target` with values of a stored tensor, from its value `first` on."""
-    stored = TORCH_DTYPES[entry.dtype]
+def _read(file: FileIO, entry: TensorEntry, stored: torch.dtype, first: int, target: Tensor, buffer: bytearray) -> None:
+    """Fills the flat, contiguous `target` with values of a tensor stored in this dtype, from its value `first` on."""
     position = entry.offset + first * stored.itemsize
     if stored == target.dtype and target.device.type == "cpu":
         _read_exactly(file, position, target.view(torch.uint8).numpy().data)

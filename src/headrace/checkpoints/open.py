@@ -27,6 +27,7 @@ from headrace.checkpoints.settings import Settings, read_settings
 from headrace.checkpoints.weights import expanded, read_weights
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
+from headrace.quant.formats import EIGHT_BITS
 
 BUNDLED_MODELS = Path(__file__).parent.parent / "models"
 
@@ -76,12 +77,14 @@ class Checkpoint:
 
 
 def stored_precision(component: Component) -> str:
-    """ "fp8" or "int8" where layers are; else "fp32", "bf16", "fp16" or "fp64", or "mixed"."""
-    bits = {form.bits for form in component.formats.values()}
-    if bits:
-        return bits.pop() if len(bits) == 1 else "mixed"
+    """ "fp8" or "int8" where quantised layers are all that, "stored" where they are anything else; without any "fp32",
+    "bf16", "fp16" or "fp64", or "mixed".
+    """
+    formats = {matrix.form.precision for matrix in component.matrices.values()}
+    if formats:
+        return formats.pop() if len(formats) == 1 and formats <= {*EIGHT_BITS} else "stored"
     dtypes = {entry.dtype for entry in component.tensors.values() if len(entry.shape) > 1}
-    return PRECISION_NAMES[dtypes.pop()] if len(dtypes) == 1 else "mixed"
+    return PRECISION_NAMES.get(dtypes.pop(), "mixed") if len(dtypes) == 1 else "mixed"
 
 
 def open_checkpoint(
@@ -307,11 +310,15 @@ def _assembled(
         default_size=settings.default_size,
         reference_limit=settings.reference_limit,
         licence=settings.licence or _licence(transformer_config, variant),
-        notes=(*settings.notes, *strangers),
+        notes=(*settings.notes, *strangers, *_notes(transformer_part, autoencoder, language_model)),
         transformer=transformer_part,
         autoencoder=autoencoder,
         language_model=language_model,
     )
+
+
+def _notes(*components: Component) -> tuple[str, ...]:
+    return tuple(note for component in components for note in component.notes)
 
 
 def _autoencoder(path: Path) -> tuple[Component, AutoencoderConfig]:

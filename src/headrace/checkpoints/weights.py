@@ -1,4 +1,7 @@
-"""The tensors of one component, found in a file, a folder, or the shards an index names. Nothing is loaded here."""
+"""The tensors of one component, found in a file, a folder, or the shards an index names. Nothing is loaded here.
+
+Files are safetensors or GGUF, which their first bytes tell.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headrace.checkpoints.gguf import is_gguf, read_gguf_header
 from headrace.checkpoints.headers import PICKLE_SUFFIXES, TensorEntry, read_header
 from headrace.errors import RequestError
 
@@ -38,7 +42,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def read_weights(path: Path) -> Weights:
-    """Reads the headers of the safetensors file, or of those in the folder, at `path`.
+    """Reads the headers of the safetensors or GGUF file, or of those in the folder, at `path`.
 
     Raises RequestError when there are none, when it is not clear which is meant, or when one is damaged.
     """
@@ -56,14 +60,15 @@ def _of_folder(path: Path) -> Weights:
     index = _one_of(path, INDEX_SUFFIX)
     if index is not None:
         return _of_index(index)
-    file = _one_of(path, ".safetensors")
-    if file is not None:
-        return _of_files(path, (file,), {})
+    for suffix in (".safetensors", ".gguf"):
+        file = _one_of(path, suffix)
+        if file is not None:
+            return _of_files(path, (file,), {})
     if any(entry.suffix.lower() in PICKLE_SUFFIXES for entry in path.iterdir()):
         raise RequestError(
             f"{path} holds its weights as pickles, which can run any code when opened: use the .safetensors version."
         )
-    raise RequestError(f"{path} holds no .safetensors file.")
+    raise RequestError(f"{path} holds no .safetensors file, and no .gguf.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def _of_files(source: Path, files: tuple[Path, ...], absent: Mapping[str, Path])
     tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
     for file in files:
-        header = read_header(file)
+        header = read_gguf_header(file) if is_gguf(file) else read_header(file)
         for name, entry in header.tensors.items():
             if name in tensors:
                 raise RequestError(f"{file} and {tensors[name].file.name} both hold {name!r}.")

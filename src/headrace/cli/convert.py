@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", metavar="IN")
 @click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp8", "int8"]), default="fp8", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp8", "int8", "nvfp4", "stored"]),
+    default="fp8",
+    show_default=True,
+    help="stored leaves every layer in the format it is in.",
+)
 @click.option(
     "--layout",
     type=click.Choice(["bfl", "diffusers", "comfy"]),
@@ -26,8 +32,8 @@ if TYPE_CHECKING:
 def convert(source: str, output: Path, precision: str, layout: str | None) -> None:
     """Write a model in another precision or layout.
 
-    IN is the name of a model, a folder, a transformer file or a hub id. In fp8 and int8 the linear layers of the blocks
-    are, and the rest is bf16.
+    IN is the name of a model, a folder, a transformer file or a hub id. In fp8, int8 and nvfp4 the linear layers of
+    the blocks are, and the rest is bf16.
 
     \b
     headrace convert klein-4b klein-4b-int8 --precision int8

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 STANDARD = Path("-")
 MAX_PROMPT_BYTES = 4 * MAX_PROMPT_CHARACTERS + 8  # with a byte-order mark before it and line ends behind
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp8", "int8")
+PRECISIONS = ("auto", "fp32", "bf16", "fp8", "int8", "stored")
 
 _FILE = click.Path(path_type=Path)
 

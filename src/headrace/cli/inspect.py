@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -15,13 +17,14 @@ if TYPE_CHECKING:
 
 # How many names of missing or unused tensors are shown; --json lists all.
 MAX_NAMES = 8
+NUMBER = re.compile(r"\.\d+\.")
 
 
 @click.command()
 @click.argument("path", type=click.Path(), metavar="FILE|FOLDER")
 @click.option("--json", "as_json", is_flag=True, help="Print everything, every tensor included, as JSON instead.")
 def inspect(path: str, as_json: bool) -> None:
-    """Say what a model file or folder holds: networks, shapes, precision, and what is missing or unused.
+    """Say what a model file or folder holds: networks, shapes, precision layer by layer, what is missing or unused.
 
     Reads headers and configurations only, however large the files are.
     """
@@ -45,8 +48,12 @@ def _show(found: Inspection) -> None:
     for network in found.networks:
         if network.config is not None:
             _say(f"{network.kind}: " + ", ".join(f"{name} {value}" for name, value in network.config.items()))
+        for line in _formats(network.formats):
+            _say(f"{network.kind}: {line}")
         _names(f"{network.kind}: missing", network.missing)
         _names(f"{network.kind}: unused", network.unused)
+        for problem in network.problems:
+            _say(problem)
     _names("unused", found.unused)
     for problem in found.problems:
         _say(problem)
@@ -61,6 +68,13 @@ def _row(network: Network) -> tuple[str, ...]:
         f"{network.bytes:,}",
         ", ".join(network.models) or "no published model",
     )
+
+
+def _formats(formats: Mapping[str, str]) -> Iterator[str]:
+    """The layers of each format, blocks counted together: "12 layers in fp8: double_blocks.*.img_mlp.0 (5), …"."""
+    for name in sorted(set(formats.values())):
+        kinds = Counter(NUMBER.sub(".*.", layer) for layer, form in formats.items() if form == name)
+        yield f"{kinds.total():,} layers in {name}: " + ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
 
 
 def _counts(dtypes: Mapping[str, int]) -> str:

@@ -25,7 +25,9 @@ COMPONENTS = {"transformer": "transformer", "text_encoder": "text encoder", "aut
 )
 @click.option("--size", metavar="WxH", help="Multiples of 16. Default: the model's.")
 @click.option("--refs", "references", type=click.IntRange(0), default=0, metavar="N", help="References of 1 MP each.")
-@click.option("--precision", metavar="NAME", help="auto, fp32, bf16, fp8 or int8. Default: a row for each of them.")
+@click.option(
+    "--precision", metavar="NAME", help="auto, fp32, bf16, fp8, int8 or stored. Default: a row for each that differs."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON instead.")
 def plan(
     model: str,
@@ -54,8 +56,10 @@ def plan(
             model, memory=memory, host_memory=host_memory, size=size, references=references, precision=name
         )
 
+    names = list(PRECISIONS)
     first = planned(precision or "auto")
-    plans = [first] if precision else [first if name == first.precision else planned(name) for name in PRECISIONS]
+    others = [name for name in PRECISIONS if name not in (first.precision, "stored")]
+    plans = [first] if precision else sorted([first, *map(planned, others)], key=lambda row: names.index(row.precision))
     if as_json:
         rows = {} if precision else {"precisions": {row.precision: row.as_dict() for row in plans}}
         click.echo(json.dumps({**first.as_dict(), **rows}))

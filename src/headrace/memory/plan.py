@@ -51,6 +51,7 @@ PRECISIONS: Mapping[str, tuple[int, Bits | None]] = {
     "bf16": (2, None),
     "fp8": (2, "fp8"),
     "int8": (2, "int8"),
+    "stored": (2, "stored"),
 }
 
 
@@ -70,9 +71,16 @@ class Rates:
 # Constants, not measured where the plan is made: two server cores with bf16 instructions and their NVMe disk, and a
 # GPU of the class of an RTX 4090 on PCIe 4.
 CONVERSION: Mapping[Bits, float] = {"fp8": 0.08e9, "int8": 0.12e9}
-CPU_RATES = Rates({"fp32": 0.18e12, "bf16": 0.8e12, "fp8": 0.74e12, "int8": 1.1e12}, disk=2.8e9, conversion=CONVERSION)
+CPU_RATES = Rates(
+    {"fp32": 0.18e12, "bf16": 0.8e12, "fp8": 0.74e12, "int8": 1.1e12, "stored": 0.5e12},
+    disk=2.8e9,
+    conversion=CONVERSION,
+)
 GPU_RATES = Rates(
-    {"fp32": 40e12, "bf16": 150e12, "fp8": 270e12, "int8": 270e12}, disk=2.8e9, conversion=CONVERSION, link=25e9
+    {"fp32": 40e12, "bf16": 150e12, "fp8": 270e12, "int8": 270e12, "stored": 100e12},
+    disk=2.8e9,
+    conversion=CONVERSION,
+    link=25e9,
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from fractions import Fraction
 
 from headrace.checkpoints.headers import Shape
 from headrace.errors import RequestError
-from headrace.quant.formats import Format
+from headrace.quant.formats import Format, format_bytes
 
 FACTORS = {
     unit.lower(): base**power
@@ -19,9 +18,6 @@ FACTORS = {
 }
 SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?) ?([a-z]+)", re.ASCII | re.IGNORECASE)
 MAX_BYTES = 2**53
-
-# Scales of eight-bit layers are float32.
-SCALE_BYTES = 4
 
 BLOCK = re.compile(r"((?:double_blocks|single_blocks|layers)\.\d+)\..+")
 
@@ -60,12 +56,12 @@ class NetworkSizes:
 def network_sizes(shapes: Mapping[str, Shape], formats: Mapping[str, Format], value_bytes: int) -> NetworkSizes:
     """What a network with tensors of these names and shapes takes in memory.
 
-    formats: its layers in eight bits; everything else takes `value_bytes` a value.
+    formats: its layers that are codes; everything else takes `value_bytes` a value.
     """
     blocks: dict[str, int] = {}
     embedding = rest = 0
     for name, shape in shapes.items():
-        size = _tensor_bytes(shape, formats.get(name.removesuffix(".weight")), value_bytes)
+        size = format_bytes(formats.get(name.removesuffix(".weight")), shape, value_bytes)
         match = BLOCK.fullmatch(name)
         if match is not None:
             blocks[match.group(1)] = blocks.get(match.group(1), 0) + size
@@ -74,9 +70,3 @@ def network_sizes(shapes: Mapping[str, Shape], formats: Mapping[str, Format], va
         else:
             rest += size
     return NetworkSizes(tuple(blocks.values()), embedding, rest)
-
-
-def _tensor_bytes(shape: Shape, form: Format | None, value_bytes: int) -> int:
-    if form is None:
-        return math.prod(shape) * value_bytes
-    return math.prod(shape) + SCALE_BYTES * (shape[0] if form.scales == "row" else 1)

@@ -1,1 +1,1 @@
-"""Eight bits a weight: codecs, the linear layers that multiply with them, and which layers those are."""
+"""Fewer bits a weight: formats, the linear layers that multiply with them, and which layers those are."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from headrace.quant.formats import Format
-from headrace.quant.linear import Fp8Linear, Int8Linear
+from headrace.quant.formats import Format, Split
+from headrace.quant.linear import SplitLinear, quantised_linear
 
 
 def quantise(network: nn.Module, formats: Mapping[str, Format]) -> None:
@@ -20,8 +20,16 @@ def quantise(network: nn.Module, formats: Mapping[str, Format]) -> None:
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"{name} is not a linear layer")
         with torch.device("meta"):
-            if form.bits == "fp8":
-                quantised: nn.Module = Fp8Linear(linear.in_features, linear.out_features, form)
-            else:
-                quantised = Int8Linear(linear.in_features, linear.out_features)
-        setattr(parent, own_name, quantised)
+            setattr(parent, own_name, _quantised(linear, form))
+
+
+def _quantised(linear: nn.Linear, form: Format) -> nn.Module:
+    if not isinstance(form, Split):
+        return quantised_linear(linear.in_features, linear.out_features, form)
+    pieces: list[nn.Module] = []
+    for rows, piece in form.pieces:
+        if piece is None:
+            pieces.append(nn.Linear(linear.in_features, rows, bias=False, dtype=linear.weight.dtype))
+        else:
+            pieces.append(quantised_linear(linear.in_features, rows, piece))
+    return SplitLinear(pieces, form)

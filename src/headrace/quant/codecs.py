@@ -1,4 +1,4 @@
-"""Eight-bit codes of weights and activations, and back.
+"""Eight-bit codes of weights and activations, and back; `headrace.quant.decode` reads all other formats.
 
 Every scale is the largest magnitude of a row divided by the largest code, so that nothing is clipped. Rows are the last
 dimension: a weight's output channels, an activation's tokens.
@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from headrace.quant.formats import rotation_size
+from headrace.quant.formats import INT8, Int8, rotation_size
 
 FP8_MAX = 448.0
 INT8_MAX = 127.0
@@ -68,35 +68,42 @@ def encode_int8(values: Tensor, scales: Tensor) -> Tensor:
     return (values.float() / scales[..., None]).round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
 
 
-def decode_int8(codes: Tensor, scales: Tensor) -> Tensor:
-    """(N, K) codes of rotated rows with scales (N,) -> float32 rows, rotated back."""
-    return rotate(codes.float() * scales[:, None])
+def decode_int8(codes: Tensor, scales: Tensor, form: Int8 = INT8) -> Tensor:
+    """(N, K) codes of rotated rows with scales (N,) or () -> float32 rows, rotated back."""
+    return rotate(codes.float() * (scales[:, None] if scales.ndim else scales), form)
 
 
-def rotate(values: Tensor) -> Tensor:
+def rotate(values: Tensor, form: Int8 = INT8) -> Tensor:
     """(…, K) -> the same shape: every run of `rotation_size(K)` values times an orthonormal Hadamard matrix.
 
     Spreads outlier channels over their run, so that eight bits suffice (Ashkboos et al. 2024, QuaRot,
     arXiv:2404.00456). The matrix is symmetric: rotating twice gives the values back, and the product of a rotated
     activation with a rotated weight is that of the two.
     """
-    size = rotation_size(values.shape[-1])
+    size = rotation_size(values.shape[-1], form)
+    return values if size == 1 else rotate_unscaled(values, form) * size**-0.5
+
+
+def rotate_unscaled(values: Tensor, form: Int8 = INT8) -> Tensor:
+    """`rotate` times the square root of the rotation's size: entries of the matrix are 1 and -1, exact in bfloat16."""
+    size = rotation_size(values.shape[-1], form)
     if size == 1:
         return values
-    return rotate_unscaled(values) * size**-0.5
-
-
-def rotate_unscaled(values: Tensor) -> Tensor:
-    """`rotate` times the square root of the rotation's size: entries of the matrix are 1 and -1, exact in bfloat16."""
-    size = rotation_size(values.shape[-1])
-    return (values.reshape(-1, size) @ hadamard(size, values.dtype, values.device)).view(values.shape)
+    matrix = hadamard(size, values.dtype, values.device, form.rotation == "regular")
+    return (values.reshape(-1, size) @ matrix).view(values.shape)
 
 
 @cache
-def hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(size, size) of 1 and -1 with orthogonal rows, by Sylvester's doubling; size is a power of two."""
+def hadamard(size: int, dtype: torch.dtype, device: torch.device, regular: bool = False) -> Tensor:
+    """(size, size) of 1 and -1 with orthogonal rows, symmetric, as a Kronecker power.
+
+    By Sylvester's doubling; size is a power of two. With `regular`, of the one of order four whose rows all have the
+    same sum (ConvRot, arXiv:2512.03673); size is a power of four.
+    """
+    seed = [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]] if regular else [[1, 1], [1, -1]]
     with torch.inference_mode(False):
+        factor = torch.tensor(seed, dtype=dtype, device=device)
         matrix = torch.ones(1, 1, dtype=dtype, device=device)
         while matrix.shape[0] < size:
-            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+            matrix = torch.kron(factor, matrix)
         return matrix

@@ -1,10 +1,11 @@
-"""Linear layers with eight bits a weight, which take the place of `headrace.nn.linear.Linear` in a finished network.
+"""Linear layers with fewer bits a weight, which take the place of `headrace.nn.linear.Linear` in a finished network.
 
-Their state is two plain buffers, `weight` and `weight_scale`, in whatever memory somebody puts them.
+Their state is plain buffers, the stored tensors of their format, in whatever memory somebody puts them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 
@@ -23,7 +24,8 @@ from headrace.quant.codecs import (
     rotate,
     rotate_unscaled,
 )
-from headrace.quant.formats import FP8, FP8_TENSOR, INT8, Format, rotation_size
+from headrace.quant.decode import DTYPES, decode, part_rows
+from headrace.quant.formats import FP8, INT8, Format, Fp8, Int8, Split, rotation_size
 
 # Weights decoded at a time: enough rows for a product at full rate, few enough to stay in the cache until it.
 SLAB_BYTES = 8 * 2**20
@@ -44,13 +46,13 @@ class Fp8Linear(nn.Module):
     rows at a time, for a product in the activations' precision.
     """
 
-    def __init__(self, in_features: int, out_features: int, form: Format = FP8) -> None:
+    def __init__(self, in_features: int, out_features: int, form: Fp8 = FP8) -> None:
         super().__init__()
         self.in_features, self.out_features, self.format = in_features, out_features, form
         self.weight: Tensor
         self.weight_scale: Tensor
         self.register_buffer("weight", torch.empty(out_features, in_features, dtype=torch.float8_e4m3fn))
-        shape = () if form == FP8_TENSOR else (out_features,)
+        shape = () if form.scales == "tensor" else (out_features,)
         self.register_buffer("weight_scale", torch.empty(shape, dtype=torch.float32))
 
     def encode(self, first: int, values: Tensor) -> None:
@@ -82,16 +84,13 @@ class Fp8Linear(nn.Module):
         return multiplies_fp8(device) and not (self.in_features % GPU_MULTIPLE or self.out_features % GPU_MULTIPLE)
 
     def _decoded_product(self, tokens: Tensor) -> Tensor:
-        out = tokens.new_empty(len(tokens), self.out_features)
-        rows = max(1, SLAB_BYTES // (self.in_features * tokens.itemsize))
-        slab = tokens.new_empty(min(rows, self.out_features), self.in_features)
-        for first in range(0, self.out_features, rows):
-            codes = self.weight[first : first + rows]
-            decoded = slab[: len(codes)]
+        def decode_rows(first: int, slab: Tensor) -> None:
             scales = self.weight_scale
-            decode_fp8(codes, scales[first : first + rows] if scales.ndim else scales, decoded)
-            torch.mm(tokens, decoded.t(), out=out[:, first : first + rows])
-        return out
+            decode_fp8(
+                self.weight[first : first + len(slab)], scales[first:][: len(slab)] if scales.ndim else scales, slab
+            )
+
+        return decoded_product(tokens, self.out_features, decode_rows)
 
 
 class Int8Linear(nn.Module):
@@ -101,12 +100,10 @@ class Int8Linear(nn.Module):
     resident: on CPUs it runs within a few percent of the rate of one that has them packed.
     """
 
-    format = INT8
-
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, form: Int8 = INT8) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.rotation = rotation_size(in_features)
+        self.in_features, self.out_features, self.format = in_features, out_features, form
+        self.rotation = rotation_size(in_features, form)
         self.weight: Tensor
         self.weight_scale: Tensor
         self.register_buffer("weight", torch.empty(out_features, in_features, dtype=torch.int8))
@@ -114,7 +111,7 @@ class Int8Linear(nn.Module):
 
     def encode(self, first: int, values: Tensor) -> None:
         """Store float32 rows (n, in_features), not yet rotated, from row `first` on."""
-        rotated = rotate(values)
+        rotated = rotate(values, self.format)
         scales = int8_scales(rotated)
         self.weight_scale[first : first + len(values)] = scales
         self.weight[first : first + len(values)] = encode_int8(rotated, scales)
@@ -147,15 +144,87 @@ class Int8Linear(nn.Module):
 
     def _quantised(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(M, in_features) -> codes of the rotated tokens, and their scales (M,)."""
-        rotated = rotate_unscaled(tokens)
+        rotated = rotate_unscaled(tokens, self.format)
         scales = int8_scales(rotated)
         return encode_int8(rotated, scales), scales * self.rotation**-0.5
 
     def _decoded(self, dtype: torch.dtype) -> Tensor:
-        return decode_int8(self.weight, self.weight_scale).to(dtype)
+        return decode_int8(self.weight, self.weight_scale, self.format).to(dtype)
 
 
-QuantisedLinear = Fp8Linear | Int8Linear
+class DecodedLinear(nn.Module):
+    """Weights in any format, decoded a few rows at a time for a product in the activations' precision.
+
+    Its buffers are the format's parts, flat, in the order of `parts`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, form: Format) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.format = in_features, out_features, form
+        for part in form.parts():
+            count = part.count(out_features, in_features)
+            self.register_buffer(buffer_name(part.name), torch.empty(count, dtype=DTYPES[part.dtype]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, …, in_features) -> (B, …, out_features)."""
+        parts = {part.name: self.get_buffer(buffer_name(part.name)) for part in self.format.parts()}
+
+        def decode_rows(first: int, slab: Tensor) -> None:
+            decode(self.format, part_rows(self.format, parts, self.in_features, first, len(slab)), slab)
+
+        tokens = x.reshape(-1, self.in_features)
+        out = decoded_product(tokens, self.out_features, decode_rows, self.format.together(self.in_features))
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+class SplitLinear(nn.Module):
+    """A linear layer whose rows are several layers, each in a format of its own."""
+
+    def __init__(self, pieces: list[nn.Module], form: Split) -> None:
+        super().__init__()
+        self.format = form
+        self.pieces = nn.ModuleList(pieces)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, …, in_features) -> (B, …, out_features)."""
+        return torch.cat([piece(x) for piece in self.pieces], dim=-1)
+
+
+QuantisedLinear = Fp8Linear | Int8Linear | DecodedLinear
+
+
+def quantised_linear(in_features: int, out_features: int, form: Format) -> QuantisedLinear:
+    """The layer that multiplies with weights in this format, which is not a `Split`."""
+    match form:
+        case Fp8(codes="F8_E4M3"):
+            return Fp8Linear(in_features, out_features, form)
+        case Int8(scales="row", rotation="sylvester" | "regular"):
+            return Int8Linear(in_features, out_features, form)
+        case _:
+            return DecodedLinear(in_features, out_features, form)
+
+
+def decoded_product(
+    tokens: Tensor, out_features: int, decode_rows: Callable[[int, Tensor], None], together: int = 1
+) -> Tensor:
+    """(M, K) -> (M, out_features), with weights that exist a few rows at a time.
+
+    decode_rows: writes the rows from a given one on into a slab (n, K); the first is a multiple of `together`.
+    """
+    width = tokens.shape[1]
+    out = tokens.new_empty(len(tokens), out_features)
+    rows = max(1, SLAB_BYTES // (width * tokens.itemsize) // together) * together
+    slab = tokens.new_empty(min(rows, out_features), width)
+    for first in range(0, out_features, rows):
+        decoded = slab[: min(rows, out_features - first)]
+        decode_rows(first, decoded)
+        torch.mm(tokens, decoded.t(), out=out[:, first : first + rows])
+    return out
+
+
+def buffer_name(part: str) -> str:
+    """What a part is called as a buffer, whose name may hold no full stop."""
+    return part.replace(".", "_")
 
 
 def _slices(count: int, step: int) -> list[slice]:
