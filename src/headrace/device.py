@@ -10,7 +10,7 @@ from headrace.quant.formats import EIGHT_BITS, Bits
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Precisions in which weights are codes; "stored" is whatever the file has.
 CODED: tuple[Bits, ...] = (*EIGHT_BITS, "stored")
-PRECISIONS = (*DTYPES, *CODED)
+PRECISIONS = (*DTYPES, *EIGHT_BITS)
 
 
 def choose_device(name: str) -> torch.device:
@@ -27,7 +27,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, stored: str, device: torch.device) -> str:
-    """One of `PRECISIONS`, as asked; with `auto` what the files hold, or fp32 where the device multiplies bf16 slowly.
+    """One of `PRECISIONS` or "stored", as asked.
+
+    With `auto` it is what the files hold, or fp32 where the device multiplies bf16 slowly.
 
     stored: the precision of the transformer's file. It never depends on free memory. Raises RequestError.
     """
@@ -35,8 +37,8 @@ def choose_precision(name: str, stored: str, device: torch.device) -> str:
         if stored in CODED and device.type != "mps":
             return stored
         return "fp32" if stored == "fp32" or not multiplies_bf16(device) else "bf16"
-    if name not in PRECISIONS:
-        raise RequestError(f"There is no precision {name!r}; choose auto, {', '.join(PRECISIONS)}.")
+    if name not in DTYPES and name not in CODED:
+        raise RequestError(f"There is no precision {name!r}; choose auto, {', '.join((*DTYPES, *CODED))}.")
     if name in CODED and device.type == "mps":
         raise RequestError(f"The device mps cannot hold weights in {name}; choose auto, {', '.join(DTYPES)}.")
     return name

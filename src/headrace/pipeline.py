@@ -390,18 +390,21 @@ def load(
     variant: str | None = None,
     autoencoder: str | PathLike[str] | None = None,
     text_encoder: str | PathLike[str] | None = None,
+    tokenizer: str | PathLike[str] | None = None,
     reference_limit: int | None = None,
     memory: str | int | None = None,
     host_memory: str | int | None = None,
 ) -> Pipeline:
     """A pipeline for a catalogue name, a folder, a file or a hub id; `headrace generate --help` explains the options.
 
-    precision: "auto", "fp32", "bf16", "fp8" or "int8", and text_precision that of the text encoder, if another.
-    device: "auto", "cpu", "cuda" or "mps". variant: "base", "distilled" or "kv", where nothing else tells.
-    autoencoder, text_encoder: for a single transformer file, or in place of the model's own. reference_limit: how many
-    references a prompt may have. memory: what a run may take at most, as "6GB" or in bytes: on a CPU of the process's
-    resident set, on a GPU of its memory (default: what is free less a margin). host_memory: beside a GPU, how
-    much of the host's memory may be pinned, for blocks that the GPU has no room for (default: half of what is free).
+    precision: "auto", "fp32", "bf16", "fp8", "int8" or "stored" (as the file has it), and text_precision that of the
+    text encoder, if another. device: "auto", "cpu", "cuda" or "mps". variant: "base", "distilled" or "kv", where
+    nothing else tells. autoencoder, text_encoder: for a single transformer file, or in place of the model's own;
+    tokenizer: a folder with the text encoder's, where its file has none. reference_limit: how many references a prompt
+    may have. memory: what a run may take at most, as "6GB" or in bytes: on a CPU of the process's resident set, on a
+    GPU of its memory (default: what is free less a margin). host_memory: beside a GPU, how much of the host's memory
+    may be pinned, for blocks that the GPU has no room for (default: half of what is free).
+
     Opens the model, loads nothing yet; raises RequestError where it cannot be used.
     """
     checkpoint = open_checkpoint(
@@ -409,5 +412,6 @@ def load(
         variant=variant,
         autoencoder=None if autoencoder is None else Path(autoencoder),
         text_encoder=None if text_encoder is None else Path(text_encoder),
+        tokenizer=None if tokenizer is None else Path(tokenizer),
     )
     return Pipeline(checkpoint, precision, device, reference_limit, text_precision, memory, host_memory)

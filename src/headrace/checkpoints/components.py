@@ -16,6 +16,7 @@ from headrace.checkpoints.layouts import (
     Rule,
     as_stored,
     from_diffusers,
+    from_llama_cpp,
     our_name,
     spelled_as_ours,
     to_diffusers,
@@ -178,9 +179,11 @@ def network_tensors(weights: Weights, found: Found) -> dict[str, TensorEntry]:
     stored: dict[str, TensorEntry] = {}
     for name, full_name in own_names(found, weights.tensors, recognise(weights.tensors)).items():
         ours = name if found.layout == "diffusers" else spelled_as_ours(name)
+        if found.layout == "llama.cpp":
+            ours = from_llama_cpp(name)
         if ours in stored:
             raise RequestError(f"{weights.source} holds {ours} twice, in two spellings.")
-        if name != BATCH_COUNT and (found.kind != "text encoder" or not BESIDE_LANGUAGE_MODEL.fullmatch(name)):
+        if name != BATCH_COUNT and (found.kind != "text encoder" or not BESIDE_LANGUAGE_MODEL.fullmatch(ours)):
             stored[ours] = weights.tensors[full_name]
     return stored
 

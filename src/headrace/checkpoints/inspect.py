@@ -29,6 +29,7 @@ from headrace.checkpoints.quantised import Quantised, find_quantised
 from headrace.checkpoints.recognise import Found, recognise
 from headrace.checkpoints.scheduler import check_scheduler
 from headrace.checkpoints.shapes import STATISTICS
+from headrace.checkpoints.text_encoders import gguf_config
 from headrace.checkpoints.weights import Weights, expanded, read_weights
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
@@ -207,8 +208,11 @@ def _config_and_demand(weights: Weights, stored: StoredNetwork) -> tuple[Config,
     if found.kind == "autoencoder":
         autoencoder = autoencoder_config(weights, stored)
         return autoencoder, autoencoder_demand(found, autoencoder)
-    folder = weights.source if weights.source.is_dir() else weights.source.parent
-    language_model, _ = configs.read_language_model_config(folder / "config.json")
+    if found.layout == "llama.cpp":
+        language_model, _ = gguf_config(weights.files[0])
+    else:
+        folder = weights.source if weights.source.is_dir() else weights.source.parent
+        language_model, _ = configs.read_language_model_config(folder / "config.json")
     # Text encoders are often stored without the layers above the last one used, and then without the final norm.
     layers = min(configs.count_numbered(stored.tensors, "layers."), language_model.num_layers)
     return language_model, language_model_demand(language_model, layers)

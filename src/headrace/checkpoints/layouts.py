@@ -151,6 +151,27 @@ SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(post_quant_conv\.(?:weight|bias))"), r"decoder.\1"),
 )
 
+# llama.cpp's names of a language model's tensors, and Hugging Face's (gguf-py, tensor_mapping.py).
+GGUF_OUTSIDE = {
+    "token_embd.weight": "embed_tokens.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "lm_head.weight",
+    "rope_freqs.weight": "rotary_emb.inv_freq",
+}
+GGUF_LAYER = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight")
+GGUF_INSIDE = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 TRANSFORMER_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
 AUTOENCODER_PREFIXES = ("", "vae.", "first_stage_model.")
 LANGUAGE_MODEL_PREFIX = re.compile(
@@ -165,6 +186,15 @@ def spelled_as_ours(name: str) -> str:
         if pattern.fullmatch(name):
             return pattern.sub(replacement, name)
     return name
+
+
+def from_llama_cpp(name: str) -> str:
+    """Hugging Face's name of a tensor that llama.cpp calls `name`; the same where it has none."""
+    match = GGUF_LAYER.fullmatch(name)
+    if match is None:
+        return GGUF_OUTSIDE.get(name, name)
+    inside = GGUF_INSIDE.get(match[2])
+    return name if inside is None else f"layers.{match[1]}.{inside}.weight"
 
 
 def diffusers_names(rules: tuple[Rule, ...], name: str, levels: int) -> tuple[Rule, tuple[str, ...]] | None:

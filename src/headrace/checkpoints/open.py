@@ -24,6 +24,7 @@ from headrace.checkpoints.headers import PICKLE_SUFFIXES
 from headrace.checkpoints.recognise import recognise
 from headrace.checkpoints.scheduler import check_scheduler
 from headrace.checkpoints.settings import Settings, read_settings
+from headrace.checkpoints.text_encoders import find_text_encoder
 from headrace.checkpoints.weights import expanded, read_weights
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
@@ -93,14 +94,15 @@ def open_checkpoint(
     variant: str | None = None,
     autoencoder: str | Path | None = None,
     text_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Checkpoint:
     """Finds and checks a model; nothing is loaded.
 
     model: a name from the catalogue, a folder in diffusers' layout, a transformer file or folder, or a hub id. A
     catalogue name goes before a folder of the same name, which can be written ./name.
     variant: "base", "distilled" or "kv", for a klein transformer that does not say which it is.
-    autoencoder: a file or folder, and text_encoder: a folder of Hugging Face's, to be used instead of the model's own
-    or with a transformer that comes alone.
+    autoencoder: a file or folder, and text_encoder: a folder of Hugging Face's or a file, to be used instead of the
+    model's own or with a transformer that comes alone. tokenizer: a folder with the text encoder's, for a file without.
     Raises RequestError, in one sentence, for everything that cannot be used.
     """
     if variant is not None and variant not in KLEIN_KINDS:
@@ -109,6 +111,7 @@ def open_checkpoint(
         variant=None if variant is None else KLEIN_KINDS[variant],
         autoencoder=None if autoencoder is None else expanded(autoencoder),
         text_encoder=None if text_encoder is None else expanded(text_encoder),
+        tokenizer=None if tokenizer is None else expanded(tokenizer),
     )
     try:
         return _open(model, parts)
@@ -123,6 +126,7 @@ class _Parts:
     variant: Variant | None
     autoencoder: Path | None
     text_encoder: Path | None
+    tokenizer: Path | None
 
 
 def find_source(model: str | Path) -> Path:
@@ -199,9 +203,8 @@ def _open_pipeline(folder: Path, source: str, published: PublishedModel | None, 
     variant = _pipeline_variant(folder, kind, index, published, parts.variant)
     settings = read_settings(folder, _pipeline_name(folder, source, published), published)
     transformer = transformer_component(read_weights(folder / "transformer"))
-    return _assembled(
-        source, variant, settings, transformer, parts.autoencoder or folder / "vae", parts.text_encoder or folder
-    )
+    autoencoder, text_encoder = parts.autoencoder or folder / "vae", parts.text_encoder or folder
+    return _assembled(source, variant, settings, transformer, autoencoder, text_encoder, parts.tokenizer or folder)
 
 
 def _open_transformer(path: Path, source: str, parts: _Parts) -> Checkpoint:
@@ -216,14 +219,15 @@ def _open_transformer(path: Path, source: str, parts: _Parts) -> Checkpoint:
             option
             for option, given in (
                 ("--autoencoder FILE|FOLDER", autoencoder),
-                ("--text-encoder FOLDER", parts.text_encoder),
+                ("--text-encoder FOLDER|FILE", parts.text_encoder),
             )
             if given is None
         ]
         raise RequestError(f"{path} is a transformer alone: name what belongs to it with {' and '.join(wanted)}.")
     variant = _transformer_variant(path, config, parts.variant)
     name = path.stem if path.is_file() else path.resolve().name
-    return _assembled(source, variant, Settings(name, None), (transformer, config), autoencoder, parts.text_encoder)
+    own = (transformer, config)
+    return _assembled(source, variant, Settings(name, None), own, autoencoder, parts.text_encoder, parts.tokenizer)
 
 
 def _pipeline_name(folder: Path, source: str, published: PublishedModel | None) -> str:
@@ -274,8 +278,10 @@ def _assembled(
     settings: Settings,
     transformer: tuple[Component, TransformerConfig],
     autoencoder_path: Path,
-    text_encoder_folder: Path,
+    text_encoder_path: Path,
+    tokenizer: Path | None,
 ) -> Checkpoint:
+    """tokenizer: a folder whose tokenizer is used where none comes with the text encoder."""
     transformer_part, transformer_config = transformer
     autoencoder, autoencoder_config = _autoencoder(autoencoder_path)
     if autoencoder_config.token_channels != transformer_config.in_channels:
@@ -283,12 +289,13 @@ def _assembled(
             f"{autoencoder.source} makes tokens of {autoencoder_config.token_channels} channels, but the transformer "
             f"{transformer_part.source} reads {transformer_config.in_channels}: name the right --autoencoder."
         )
-    encoder_folder, tokenizer_file = _text_encoder_files(text_encoder_folder)
-    language_config, kind = configs.read_language_model_config(encoder_folder / "config.json")
-    text = catalog.MISTRAL if kind == "mistral" else catalog.QWEN
-    text = replace(text, layers=settings.text_layers or text.layers, length=settings.text_length or text.length)
-    _check_text_encoder(encoder_folder, language_config, text, transformer_part, transformer_config)
-    language_model = language_model_component(read_weights(encoder_folder), language_config, max(text.layers))
+    found = find_text_encoder(text_encoder_path, tokenizer)
+    language_config = found.config
+    text = replace(
+        found.text, layers=settings.text_layers or found.text.layers, length=settings.text_length or found.text.length
+    )
+    _check_text_encoder(found.source, language_config, text, transformer_part, transformer_config)
+    language_model = language_model_component(found.weights, language_config, max(text.layers))
     steps, guidance = catalog.DEFAULTS[variant]
     parts = {part.source: part for part in (transformer_part, autoencoder, language_model)}.values()
     strangers = tuple(
@@ -304,7 +311,7 @@ def _assembled(
         autoencoder_config=autoencoder_config,
         language_model_config=language_config,
         text=text,
-        tokenizer_file=tokenizer_file,
+        tokenizer_file=found.tokenizer,
         steps=settings.steps or steps,
         guidance=settings.guidance or guidance,
         default_size=settings.default_size,
@@ -324,20 +331,6 @@ def _notes(*components: Component) -> tuple[str, ...]:
 def _autoencoder(path: Path) -> tuple[Component, AutoencoderConfig]:
     """path: a file, diffusers' vae folder, or a whole folder in diffusers' layout."""
     return autoencoder_component(read_weights(path / "vae" if (path / "vae").is_dir() else path))
-
-
-def _text_encoder_files(folder: Path) -> tuple[Path, Path]:
-    """The folder with the language model's weights, and the tokenizer's file."""
-    if not folder.is_dir():
-        raise RequestError(
-            f"{folder} is not a folder: the text encoder is a folder with config.json and its tokenizer."
-        )
-    encoder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
-    places = (encoder / "tokenizer.json", encoder.parent / "tokenizer" / "tokenizer.json")
-    for tokenizer_file in places:
-        if tokenizer_file.is_file():
-            return encoder, tokenizer_file
-    raise RequestError(f"{encoder} has no tokenizer.json, neither in it nor in {places[1].parent}.")
 
 
 def _check_text_encoder(

@@ -12,17 +12,20 @@ from headrace.checkpoints.layouts import AUTOENCODER_PREFIXES, LANGUAGE_MODEL_PR
 Kind = Literal["transformer", "autoencoder", "text encoder"]
 
 # One tensor that tells each network and layout from everything else that is published.
-SIGNATURES: tuple[tuple[str, Kind, Layout | Literal["transformers"]], ...] = (
+SIGNATURES: tuple[tuple[str, Kind, Layout | Literal["transformers", "llama.cpp"]], ...] = (
     ("double_stream_modulation_img.lin.weight", "transformer", "bfl"),
     ("double_stream_modulation_img.linear.weight", "transformer", "diffusers"),
     ("encoder.down.0.block.0.conv1.weight", "autoencoder", "bfl"),
     ("encoder.down_blocks.0.resnets.0.conv1.weight", "autoencoder", "diffusers"),
     ("embed_tokens.weight", "text encoder", "transformers"),
+    ("token_embd.weight", "text encoder", "llama.cpp"),
 )
+# What torchao calls a weight that it has quantised.
+TORCHAO_CODES = re.compile(r"\._weight_qdata$")
 # What can be beside a language model's layers and has no part in reading a prompt.
 BESIDE_LANGUAGE_MODEL = re.compile(
     r"(?:model\.|language_model\.)?(?:lm_head|vision_tower|multi_modal_projector|visual)\..*"
-    r"|.*\.rotary_emb\.inv_freq|tekken_model|spiece_model"
+    r"|(?:.*\.)?rotary_emb\.inv_freq|tekken_model|spiece_model"
 )
 
 
@@ -31,7 +34,7 @@ class Found:
     """One network among the tensors of a file: names that begin with `prefix` are its own."""
 
     kind: Kind
-    layout: Layout | Literal["transformers"]
+    layout: Layout | Literal["transformers", "llama.cpp"]
     prefix: str
 
 
@@ -39,9 +42,10 @@ def recognise(names: Iterable[str]) -> tuple[Found, ...]:
     """All networks that are in a file with tensors of these names; none when it is not a file of FLUX.2."""
     found = []
     for name in names:
+        plain = TORCHAO_CODES.sub(".weight", name)
         for signature, kind, layout in SIGNATURES:
-            if name.endswith(signature):
-                prefix = name[: len(name) - len(signature)]
+            if plain.endswith(signature):
+                prefix = plain[: len(plain) - len(signature)]
                 if _is_known(kind, prefix):
                     found.append(Found(kind, layout, prefix))
     return tuple(sorted(found, key=lambda item: (item.kind, item.prefix)))

@@ -73,8 +73,9 @@ _FILE = click.Path(path_type=Path)
     "--autoencoder", metavar="FILE|FOLDER", help="For a transformer that comes alone, or instead of the model's own."
 )
 @click.option(
-    "--text-encoder", metavar="FOLDER", help="For a transformer that comes alone, or instead of the model's own."
+    "--text-encoder", metavar="FILE|FOLDER", help="For a transformer that comes alone, or instead of the model's own."
 )
+@click.option("--tokenizer", metavar="FOLDER", help="The text encoder's, where its file comes without.")
 @click.option(
     "--variant",
     type=click.Choice(["base", "distilled", "kv"]),
@@ -118,6 +119,7 @@ def generate(
     model: str,
     autoencoder: str | None,
     text_encoder: str | None,
+    tokenizer: str | None,
     variant: str | None,
     precision: str,
     text_precision: str | None,
@@ -158,7 +160,9 @@ def generate(
     started = time.monotonic()
     from headrace.checkpoints import open_checkpoint
 
-    checkpoint = open_checkpoint(model, variant=variant, autoencoder=autoencoder, text_encoder=text_encoder)
+    checkpoint = open_checkpoint(
+        model, variant=variant, autoencoder=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer
+    )
 
     # What can be refused without computing has been; only now is torch imported.
     from headrace.pipeline import Pipeline

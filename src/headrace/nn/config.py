@@ -58,7 +58,11 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Shape of the decoder-only language model: Mistral 3's text part or Qwen3 (`qk_norm`)."""
+    """Shape of the decoder-only language model: Mistral 3's text part or Qwen3 (`qk_norm`).
+
+    paired_rotation: whether the weights are for turning neighbouring channels of queries and keys together, instead of
+    those half a head apart.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -72,3 +76,4 @@ class LanguageModelConfig:
     qk_norm: bool
     sliding_window: int | None = None
     tie_word_embeddings: bool = False
+    paired_rotation: bool = False

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headrace.nn.attention import Rotation, attention, rotate_halves, rotation
+from headrace.nn.attention import Rotation, attention, rotate, rotate_halves, rotation
 from headrace.nn.config import LanguageModelConfig
 from headrace.nn.linear import Linear
 
@@ -57,6 +57,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.turn = rotate if config.paired_rotation else rotate_halves
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, width)
         self.k_proj = Linear(config.hidden_size, kv_width)
@@ -73,7 +74,7 @@ class SelfAttention(nn.Module):
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate_halves(self.q_norm(q), spin), rotate_halves(self.k_norm(k), spin)
+        q, k = self.turn(self.q_norm(q), spin), self.turn(self.k_norm(k), spin)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         return self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))

@@ -11,9 +11,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from headrace.catalog import TextSettings
-from headrace.checkpoints.weights import read_json
+from headrace.checkpoints.text_encoders import TEKKEN
+from headrace.checkpoints.weights import read_json, read_weights
 from headrace.errors import RequestError
 from headrace.text.templates import TEMPLATES
+from headrace.text.vocabularies import gguf_tokenizer, tekken_tokenizer
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,31 @@ class PromptTokenizer:
 
 
 def load_tokenizer(file: Path, settings: TextSettings) -> PromptTokenizer:
-    """Read `tokenizer.json` and the name of the pad token beside it. Raises RequestError where they cannot be used."""
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception for every kind of bad file
-        raise RequestError(f"The tokenizer {file} cannot be read ({error}).") from error
+    """Read `tokenizer.json` and the name of the pad token beside it, or the tokenizer inside a file of weights.
+
+    Raises RequestError where they cannot be used.
+    """
+    tokenizer = _read(file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    name = _pad_token(file.with_name("tokenizer_config.json")) or TEMPLATES[settings.template].pad_token
+    name = _pad_token(file.with_name("tokenizer_config.json")) if file.suffix == ".json" else None
+    name = name or TEMPLATES[settings.template].pad_token
     # Half of a surrogate pair is text to JSON, but not to the tokenizer.
     pad_id = None if any("\ud800" <= character <= "\udfff" for character in name) else tokenizer.token_to_id(name)
     if pad_id is None:
         raise RequestError(f"The tokenizer {file} does not know its own pad token {name!r}; it is not the model's.")
     return PromptTokenizer(tokenizer, settings, pad_id)
+
+
+def _read(file: Path) -> Tokenizer:
+    if file.suffix != ".json":
+        weights = read_weights(file)
+        entry = weights.tensors.get(TEKKEN)
+        return gguf_tokenizer(file) if entry is None else tekken_tokenizer(entry)
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for every kind of bad file
+        raise RequestError(f"The tokenizer {file} cannot be read ({error}).") from error
 
 
 def _pad_token(config_file: Path) -> str | None:
