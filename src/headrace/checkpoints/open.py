@@ -35,6 +35,8 @@ BUNDLED_MODELS = Path(__file__).parent.parent / "models"
 KLEIN_KINDS: dict[str, Variant] = {"base": "klein-base", "distilled": "klein", "kv": "klein-kv"}
 PRECISION_NAMES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+# How the names of Black Forest Labs' quantised files differ from those of the files they were made of.
+PUBLISHED_QUANTISED = re.compile(r"-(?:fp8|nvfp4)(\.safetensors)$")
 # A name that ends like this is a file that is not there, not a repository.
 FILE_SUFFIXES = frozenset({".safetensors", ".gguf", ".json", *PICKLE_SUFFIXES})
 PIPELINES = ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline")
@@ -264,8 +266,9 @@ def _transformer_variant(path: Path, config: TransformerConfig, chosen: Variant 
         return "dev"
     if chosen is not None:
         return chosen
+    name = PUBLISHED_QUANTISED.sub(r"\1", path.name.lower())
     for published in catalog.PUBLISHED:
-        if path.name.lower() == published.single_file:
+        if name == published.single_file:
             return published.variant
     raise RequestError(
         f"{path} is a klein transformer, and its tensors do not tell which: name the --variant (base, distilled or kv)."

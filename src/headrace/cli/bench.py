@@ -266,3 +266,35 @@ def _published(name: str) -> PublishedModel:
 def _finite(row: dict[str, str | float]) -> dict[str, str | float | None]:
     # JSON has no number for the PSNR of equal pictures; null stands for it.
     return {name: None if value == math.inf else value for name, value in row.items()}
+
+
+@bench.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR")
+@click.option("--model", type=click.Choice([published.name for published in catalog.PUBLISHED]), default="klein-4b")
+@click.option("--doubles", type=click.IntRange(0, 100), default=1, show_default=True, help="Double-stream blocks.")
+@click.option("--singles", type=click.IntRange(0, 100), default=2, show_default=True, help="Single-stream blocks.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON instead.")
+def formats(folder: Path, model: str, doubles: int, singles: int, as_json: bool) -> None:
+    """Load a transformer from every stored format: its file's bytes, those in memory, the peak, and the time.
+
+    Random weights in MODEL's shapes, with fewer blocks, are written into DIR, one file at a time.
+    """
+    from headrace.bench.formats import compare_formats
+
+    published = next(entry for entry in catalog.PUBLISHED if entry.name == model)
+    rows = list(compare_formats(published.transformer, doubles, singles, folder))
+    if as_json:
+        click.echo(json.dumps(list(map(asdict, rows))))
+        return
+    print_table(
+        ("format", "file", "in memory", "peak", "peak / file", "seconds"),
+        [
+            (
+                row.name,
+                *map(readable_bytes, (row.file, row.weights, row.peak)),
+                f"{row.peak / row.file:.3f}",
+                f"{row.seconds:.2f}",
+            )
+            for row in rows
+        ],
+    )

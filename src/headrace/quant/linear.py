@@ -29,6 +29,8 @@ from headrace.quant.formats import FP8, INT8, Format, Fp8, Int8, Split, rotation
 
 # Weights decoded at a time: enough rows for a product at full rate, few enough to stay in the cache until it.
 SLAB_BYTES = 8 * 2**20
+# Weights decoded at a time into a slab, by way of a few float32 copies that should stay in the cache.
+DECODED = 2**18
 # Tokens rotated and quantised at a time, and tokens and output channels multiplied at a time: few enough for what lies
 # between two operations to stay in the cache, enough for the kernel not to spend its time packing weights.
 QUANTISED_TOKENS = 128
@@ -169,11 +171,16 @@ class DecodedLinear(nn.Module):
         """(B, …, in_features) -> (B, …, out_features)."""
         parts = {part.name: self.get_buffer(buffer_name(part.name)) for part in self.format.parts()}
 
+        together = self.format.together(self.in_features)
+        step = max(1, DECODED // self.in_features // together) * together
+
         def decode_rows(first: int, slab: Tensor) -> None:
-            decode(self.format, part_rows(self.format, parts, self.in_features, first, len(slab)), slab)
+            for start in range(0, len(slab), step):
+                some = slab[start : start + step]
+                decode(self.format, part_rows(self.format, parts, self.in_features, first + start, len(some)), some)
 
         tokens = x.reshape(-1, self.in_features)
-        out = decoded_product(tokens, self.out_features, decode_rows, self.format.together(self.in_features))
+        out = decoded_product(tokens, self.out_features, decode_rows, together)
         return out.view(*x.shape[:-1], self.out_features)
 
 
