@@ -135,6 +135,8 @@ def test_the_variant_is_asked_for_where_nothing_tells(tmp_path: Path, single: di
     [
         ("flux-2-klein-4b.safetensors", None, "klein"),
         ("flux-2-klein-base-9b.safetensors", None, "klein-base"),
+        ("flux-2-klein-base-4b-fp8.safetensors", None, "klein-base"),
+        ("FLUX-2-klein-9b-kv-nvfp4.safetensors", None, "klein-kv"),
         ("FLUX-2-klein-9b-kv.safetensors", None, "klein-kv"),
         ("mine.safetensors", "distilled", "klein"),
         ("flux-2-klein-4b.safetensors", "base", "klein-base"),

@@ -151,11 +151,9 @@ def layer_formats(plan: Mapping[str, Assembly], matrices: Mapping[str, Matrix]) 
         made = pieces(assembly, matrices)
         if made is None:
             continue
-        only = made[0].form
-        split = len(made) > 1 or only is None
-        formats[name.removesuffix(".weight")] = (
-            Split(tuple((piece.count, piece.form) for piece in made)) if split or only is None else only
-        )
+        only = made[0].form if len(made) == 1 else None
+        pieces_of = Split(tuple((piece.count, piece.form) for piece in made))
+        formats[name.removesuffix(".weight")] = pieces_of if only is None else only
     return formats
 
 
