@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from headrace.bench.formats import FORMATS, write_weights
+from headrace.bench.formats import FORMATS, compare_formats, write_weights
 from headrace.checkpoints.components import transformer_component
 from headrace.checkpoints.shapes import transformer_shapes
 from headrace.checkpoints.weights import read_weights
-from headrace.cli.bench import formats
 from headrace.nn.config import TransformerConfig
 from headrace.quant.formats import block_linears
 
@@ -32,15 +30,12 @@ def test_the_files_are_what_they_say(tmp_path: Path) -> None:
         assert component.formats == ({} if form is None else dict.fromkeys(block_linears(shapes), form))
 
 
-def test_loading_takes_little_more_than_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_loading_takes_little_more_than_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {name: FORMATS[name] for name in ("nvfp4", "Q4_K")}
     monkeypatch.setattr("headrace.bench.formats.FORMATS", chosen)
-    formats.main([str(tmp_path), "--doubles", "0", "--singles", "1", "--json"], standalone_mode=False)
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == list(chosen)
+    rows = list(compare_formats(CONFIG, 1, 40, tmp_path))
+    assert [row.name for row in rows] == list(chosen)
     for row in rows:
-        assert row["weights"] <= row["file"]
-        assert row["peak"] <= row["file"] + 60e6
+        assert row.weights <= row.file <= row.peak
+        assert row.peak <= row.file + 60e6
     assert list(tmp_path.iterdir()) == []

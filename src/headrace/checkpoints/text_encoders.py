@@ -73,7 +73,9 @@ def _published(path: Path, weights: Weights) -> tuple[LanguageModelConfig, TextS
     """The published text encoder that has an embedding of the shape in the file."""
     found = next((found for found in recognise(weights.tensors) if found.kind == "text encoder"), None)
     if found is None:
-        raise RequestError(f"{path} holds no text encoder.")
+        raise RequestError(
+            f"{path} holds no text encoder: name its file, or a folder with its config.json and tokenizer."
+        )
     entry = weights.tensors.get(f"{found.prefix}embed_tokens.weight")
     for encoder in catalog.TEXT_ENCODERS:
         if entry is not None and entry.shape == (encoder.config.vocab_size, encoder.config.hidden_size):

@@ -452,7 +452,7 @@ def _pinned(size: int) -> int:
 def _recodes(model: Model, bits: Bits) -> bool:
     """Whether there are files, and they hold the transformer's blocks in other bits than these."""
     stored = model.formats.get("transformer")
-    return stored is not None and all(form.bits != bits for form in stored.values())
+    return bits != "stored" and stored is not None and all(form.precision != bits for form in stored.values())
 
 
 def _step_time(
