@@ -21,8 +21,9 @@ from headrace.checkpoints.components import (
     transformer_component,
 )
 from headrace.checkpoints.configs import MAX_BLOCKS, count_numbered
-from headrace.checkpoints.headers import TensorEntry
+from headrace.checkpoints.headers import Shape
 from headrace.checkpoints.open import Checkpoint
+from headrace.checkpoints.text_encoders import TEKKEN, gguf_config
 from headrace.checkpoints.weights import read_weights
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
@@ -85,22 +86,24 @@ class OpenTextEncoder:
 def open_text_encoder(file: Path) -> OpenTextEncoder:
     """Raises RequestError unless the file holds a Mistral or Qwen3 text encoder, and its tokenizer is there."""
     weights = read_weights(file)
-    _, stored = find_network(weights, "text encoder")
-    config = infer_language_model_config(file, stored)
+    stored = find_network(weights, "text encoder")
+    described = stored.found.layout == "llama.cpp"
+    config = gguf_config(file)[0] if described else infer_language_model_config(file, stored.shapes)
     settings = _QWEN.settings if config.qk_norm else _MISTRAL.settings
     component = language_model_component(weights, config, max(settings.layers))
-    return OpenTextEncoder(component, config, settings, _tokenizer_file(file))
+    inside = described or TEKKEN in weights.tensors
+    return OpenTextEncoder(component, config, settings, _tokenizer_file(file, inside))
 
 
-def infer_language_model_config(source: Path, stored: Mapping[str, TensorEntry]) -> LanguageModelConfig:
-    """Works out a text encoder's configuration from its tensors, by Hugging Face's names without prefix.
+def infer_language_model_config(source: Path, stored: Mapping[str, Shape]) -> LanguageModelConfig:
+    """Works out a text encoder's configuration from the shapes of its tensors, by Hugging Face's names without prefix.
 
     Mistral's head dimension, and what no tensor shows, are those of the published model. Without a final norm the file
     was cut off above the layers that FLUX.2 reads, so that there is at least one layer more in the model.
     """
 
     def size(name: str, axis: int) -> int:
-        shape = stored[name].shape if name in stored else ()
+        shape = stored.get(name, ())
         if len(shape) <= axis:
             raise RequestError(f"{source} is no text encoder of FLUX.2: it has no {name} of the right shape.")
         return shape[axis]
@@ -127,12 +130,14 @@ def infer_language_model_config(source: Path, stored: Mapping[str, TensorEntry])
     )
 
 
-def _tokenizer_file(file: Path) -> Path:
-    """The tokenizer of a text encoder's file: in a folder of the file's name, or beside it."""
+def _tokenizer_file(file: Path, inside: bool) -> Path:
+    """The tokenizer of a text encoder's file: in a folder of the file's name, beside it, or in the file itself."""
     places = (file.with_suffix("") / "tokenizer.json", file.with_name("tokenizer.json"))
     for place in places:
         if place.is_file():
             return place
+    if inside:
+        return file
     raise RequestError(
         f"{file} comes without its tokenizer: put the tokenizer.json of the model it is from into {places[0].parent}."
     )
