@@ -146,10 +146,10 @@ def hub() -> Iterator[Hub]:
     thread.join()
 
 
-def opened(model: str, home: Path, endpoint: str, **environment: str) -> dict[str, str]:
+def opened(model: str, home: Path, endpoint: str, code: str = OPEN, **environment: str) -> dict[str, str]:
     """What opening a model in a process of its own says; a process, because the hub's client reads these at import."""
     result = subprocess.run(
-        [sys.executable, "-c", OPEN, model],
+        [sys.executable, "-c", code, model],
         capture_output=True,
         text=True,
         check=True,
@@ -158,6 +158,17 @@ def opened(model: str, home: Path, endpoint: str, **environment: str) -> dict[st
         | environment,
     )
     return json.loads(result.stdout)
+
+
+FIND_LORA = """
+import json, sys
+from headrace.checkpoints.lora_choice import find_lora
+from headrace.errors import HeadraceError
+try:
+    print(json.dumps({"file": str(find_lora(sys.argv[1]))}))
+except HeadraceError as error:
+    print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+"""
 
 
 def endpoint(hub: Hub) -> str:
@@ -251,3 +262,40 @@ def test_what_cannot_be_fetched(hub: Hub, tmp_path: Path, state: str, kind: str,
     assert told["kind"] == kind
     assert sentence in told["error"]
     assert "\n" not in told["error"]
+
+
+def test_a_lora_is_fetched_alone_and_once(hub: Hub, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for name in ("pytorch_lora_weights.safetensors", "steps/100.safetensors"):
+        write_tensors(repository / name, {"x.lora_A.weight": torch.zeros(2, 2)})
+    write_json(repository / "adapter_config.json", {"lora_alpha": 3})
+    (repository / "sample.png").write_bytes(b"a picture")
+    hub.repositories["someone/style"] = repository
+    for place, name in (
+        ("someone/style", "pytorch_lora_weights.safetensors"),
+        ("someone/style/steps/100.safetensors", "steps/100.safetensors"),
+    ):
+        found = opened(place, tmp_path / "home", endpoint(hub), FIND_LORA)["file"]
+        assert found.endswith(name)
+        assert Path(found).read_bytes() == (repository / name).read_bytes()
+    assert (Path(found).parents[1] / "adapter_config.json").is_file()
+    assert "sample.png" not in hub.requested
+    before = list(hub.requested)
+    assert opened("someone/style", tmp_path / "home", endpoint(hub), FIND_LORA, HF_HUB_OFFLINE="1")["file"]
+    assert hub.requested == before
+
+
+def test_what_a_repository_lacks_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for name in ("a.safetensors", "b.safetensors"):
+        write_tensors(repository / name, {"x.lora_A.weight": torch.zeros(2, 2)})
+    hub.repositories |= {"someone/styles": repository, "someone/closed": "gated"}
+    home = tmp_path / "home"
+    several = opened("someone/styles", home, endpoint(hub), FIND_LORA)
+    assert several["kind"] == "RequestError"
+    assert "(a.safetensors, b.safetensors): name one as someone/styles/FILE." in several["error"]
+    absent = opened("someone/styles/c.safetensors", home, endpoint(hub), FIND_LORA)
+    assert absent["error"] == "someone/styles has no file c.safetensors."
+    assert "not on the hub" in opened("someone/none", home, endpoint(hub), FIND_LORA)["error"]
+    offline = opened("someone/other", home, endpoint(hub), FIND_LORA, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE forbids fetching it" in offline["error"]

@@ -10,7 +10,7 @@ import math
 import operator
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -20,6 +20,7 @@ MAX_AREA = 2048 * 2048
 SIZE_STEP = 16
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
+MAX_STRENGTH = 100.0
 MAX_SEED = 2**64 - 1
 MAX_PROMPT_CHARACTERS = 100_000
 MAX_COUNT = 10_000
@@ -35,10 +36,20 @@ class ReferenceRecord:
 
 
 @dataclass(frozen=True)
+class LoraRecord:
+    """One LoRA as it was used: its file's name without ending, the SHA-256 of that file, and its strength."""
+
+    name: str
+    sha256: str
+    strength: float
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What determines a picture. The same recipe on the same kind of device gives the same bits (DESIGN §3.1).
 
-    text_precision: of the text encoder, where it is another than `precision`, else empty.
+    text_precision: of the text encoder, where it is another than `precision`, else empty. loras: in the order in which
+    they are added.
     """
 
     model: str
@@ -57,10 +68,11 @@ class Recipe:
     references: tuple[ReferenceRecord, ...] = ()
     compiled: bool = False
     text_precision: str = ""
+    loras: tuple[LoraRecord, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe in plain JSON types."""
-        return asdict(self) | {"references": [asdict(reference) for reference in self.references]}
+        return asdict(self) | {name: [asdict(record) for record in getattr(self, name)] for name in _RECORDS}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
@@ -68,12 +80,16 @@ class Recipe:
         kinds = {field.name: str(field.type) for field in fields(cls)}
         if strangers := set(values) - set(kinds):
             raise RequestError(f"The recipe has fields unknown to this version: {', '.join(sorted(strangers))}.")
-        if missing := set(kinds) - {"references", "compiled", "text_precision"} - set(values):
+        if missing := set(kinds) - {*_RECORDS, "compiled", "text_precision"} - set(values):
             raise RequestError(f"The recipe lacks {', '.join(sorted(missing))}, so the picture cannot be made again.")
         for name, value in values.items():
-            if name != "references" and not _is_a(value, kinds[name]):
+            if name not in _RECORDS and not _is_a(value, kinds[name]):
                 raise RequestError(f"The recipe's {name} is {value!r}, which is not of the kind {kinds[name]}.")
-        return cls(**{**values, "references": tuple(_record(record) for record in _list(values.get("references", ())))})
+        return cls(**{**values, **{name: _records(name, values.get(name, ())) for name in _RECORDS}})
+
+
+# The fields that are lists of records, and what these are.
+_RECORDS: Mapping[str, type[ReferenceRecord | LoraRecord]] = {"references": ReferenceRecord, "loras": LoraRecord}
 
 
 def _is_a(value: object, kind: str) -> bool:
@@ -82,18 +98,22 @@ def _is_a(value: object, kind: str) -> bool:
     return isinstance(value, wanted) and (kind == "bool" or not isinstance(value, bool))
 
 
-def _list(value: object) -> Sequence[object]:
-    if not isinstance(value, list | tuple):
-        raise RequestError(f"The recipe's references are {value!r}, which is not a list.")
-    return value
+def _records(name: str, values: object) -> tuple[ReferenceRecord | LoraRecord, ...]:
+    if not isinstance(values, list | tuple):
+        raise RequestError(f"The recipe's {name} are {values!r}, which is not a list.")
+    return tuple(_record(name, value) for value in values)
 
 
-def _record(value: object) -> ReferenceRecord:
-    if isinstance(value, Mapping) and set(value) == {"sha256", "width", "height"}:
-        sha256, width, height = value["sha256"], value["width"], value["height"]
-        if _is_a(sha256, "str") and _is_a(width, "int") and _is_a(height, "int"):
-            return ReferenceRecord(sha256, width, height)
-    raise RequestError(f"The recipe has {value!r} for a reference, which is not a record of sha256, width and height.")
+def _record(name: str, value: object) -> ReferenceRecord | LoraRecord:
+    record = _RECORDS[name]
+    kinds = {field.name: str(field.type) for field in fields(record)}
+    if (
+        isinstance(value, Mapping)
+        and set(value) == set(kinds)
+        and all(_is_a(value[part], kind) for part, kind in kinds.items())
+    ):
+        return record(**value)
+    raise RequestError(f"The recipe has {value!r} among its {name}, which is not a record of {', '.join(kinds)}.")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -171,6 +191,17 @@ def check_guidance(guidance: float) -> float:
     if not (math.isfinite(guidance) and 0 <= guidance <= MAX_GUIDANCE):
         raise RequestError(f"A guidance of {guidance} cannot be; choose a number from 0 to {MAX_GUIDANCE:g}.")
     return guidance
+
+
+def check_strength(strength: float) -> float:
+    """A LoRA's: a finite number from -100 to 100. Raises RequestError."""
+    if isinstance(strength, bool) or not isinstance(strength, SupportsFloat):
+        raise RequestError(f"The LoRA strength {strength!r} is not a number.")
+    strength = float(strength)
+    if not (math.isfinite(strength) and abs(strength) <= MAX_STRENGTH):
+        limit = f"{MAX_STRENGTH:g}"
+        raise RequestError(f"A LoRA strength of {strength} cannot be; choose a number from -{limit} to {limit}.")
+    return strength
 
 
 def check_seed(seed: int) -> int:

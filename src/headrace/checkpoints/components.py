@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.checkpoints import configs
-from headrace.checkpoints.headers import FLOAT_DTYPES, Shape, TensorEntry
+from headrace.checkpoints.headers import FLOAT_DTYPES, Shape, TensorEntry, squeezed
 from headrace.checkpoints.layouts import (
     AUTOENCODER_RULES,
     TRANSFORMER_RULES,
@@ -21,6 +21,7 @@ from headrace.checkpoints.layouts import (
     spelled_as_ours,
     to_diffusers,
 )
+from headrace.checkpoints.lora import is_lora
 from headrace.checkpoints.quantised import (
     FP8_DTYPES,
     Matrix,
@@ -196,11 +197,6 @@ def describe(weights: Weights) -> str:
     return "a LoRA" if is_lora(weights.tensors) else "none of FLUX.2's files"
 
 
-def is_lora(names: Iterable[str]) -> bool:
-    """Whether these are the tensors of a low-rank adapter, of whatever dialect."""
-    return any(re.search(r"[._](lora_(A|B|up|down)|lokr_w\d|hada_w\d)\b", name) for name in names)
-
-
 def _our_shapes(rules: tuple[Rule, ...], stored: StoredNetwork, levels: int) -> dict[str, Shape]:
     """The shapes our tensors would have, as far as the stored names are known."""
     if stored.found.layout == "bfl":
@@ -246,7 +242,7 @@ def _checked(weights: Weights, stored: StoredNetwork, shapes: Mapping[str, Shape
             "it would make other pictures without them."
         )
     for name, shape in required.items():
-        if _squeezed(shapes[name]) != _squeezed(shape):
+        if squeezed(shapes[name]) != squeezed(shape):
             raise RequestError(
                 f"{weights.source} holds {found.prefix + name} with shape {list(shapes[name])} where its "
                 f"configuration asks for {list(shape)}."
@@ -284,14 +280,6 @@ def strangers(weights: Weights) -> tuple[str, ...]:
     return tuple(
         name for name in weights.tensors if not name.startswith(prefixes) and not BESIDE_LANGUAGE_MODEL.fullmatch(name)
     )
-
-
-def _squeezed(shape: Shape) -> Shape:
-    """Without the last dimensions of size 1: a 1x1 convolution and a linear layer hold the same values."""
-    length = len(shape)
-    while length > 1 and shape[length - 1] == 1:
-        length -= 1
-    return shape[:length]
 
 
 def counted(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ SAMPLES = 64
 SAMPLE_BYTES = 2**20
 
 _known: dict[tuple[Path, int, int], bytes] = {}
+_known_whole: dict[tuple[Path, int, int], str] = {}
 
 
 def digest(checkpoint: Checkpoint) -> str:
@@ -42,6 +43,19 @@ def digest(checkpoint: Checkpoint) -> str:
     if tokenizer_config.is_file():
         total.update(file_digest(tokenizer_config))
     return f"sha256:{total.hexdigest()}"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's whole content, in hexadecimal as `sha256sum` prints it; remembered until the file changes."""
+    try:
+        status = path.stat()
+        key = (path.resolve(), status.st_size, status.st_mtime_ns)
+        if key not in _known_whole:
+            with path.open("rb") as file:
+                _known_whole[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        return _known_whole[key]
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def file_digest(path: Path) -> bytes:

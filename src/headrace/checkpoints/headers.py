@@ -73,6 +73,14 @@ class Header:
     metadata: Mapping[str, str]
 
 
+def squeezed(shape: Shape) -> Shape:
+    """Without the last dimensions of size 1: a 1x1 convolution and a linear layer hold the same values."""
+    length = len(shape)
+    while length > 1 and shape[length - 1] == 1:
+        length -= 1
+    return shape[:length]
+
+
 def read_header(path: Path) -> Header:
     """Reads and checks the header of one safetensors file.
 

@@ -17,7 +17,6 @@ from headrace.checkpoints.components import (
     StoredNetwork,
     autoencoder_config,
     autoencoder_demand,
-    is_lora,
     language_model_demand,
     network_tensors,
     strangers,
@@ -25,6 +24,7 @@ from headrace.checkpoints.components import (
     transformer_demand,
 )
 from headrace.checkpoints.headers import Shape, TensorEntry
+from headrace.checkpoints.lora import Lora, describe_kinds, is_lora, read_lora, summary
 from headrace.checkpoints.quantised import Quantised, find_quantised
 from headrace.checkpoints.recognise import Found, recognise
 from headrace.checkpoints.scheduler import check_scheduler
@@ -63,10 +63,27 @@ class Network:
 
 
 @dataclass(frozen=True)
+class LoraContent:
+    """What a LoRA file holds. kinds: in words, with ranks. layers: ours that it adds to.
+
+    layout, prefix: whose names it has for them, and what stands before these. models: the catalogue's that it fits.
+    unused: tensors that cannot be applied, in words.
+    """
+
+    kinds: str
+    layout: str
+    prefix: str
+    layers: tuple[str, ...]
+    models: tuple[str, ...]
+    unused: str
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What was found at `path`.
 
     kind: "pipeline" for a folder in diffusers' layout, else the networks in the file, "LoRA", or "unknown".
+    lora: what a LoRA for FLUX.2 holds.
     tensors: how many there are; dtypes: how many of each. unused: tensors of no known network. problems: sentences.
     """
 
@@ -79,6 +96,7 @@ class Inspection:
     metadata: Mapping[str, str]
     unused: tuple[str, ...]
     problems: tuple[str, ...]
+    lora: LoraContent | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -106,6 +124,12 @@ def _inspect(place: Path) -> Inspection:
         kind = " and ".join(network.kind for network in networks)
     else:
         kind = "LoRA" if is_lora(weights.tensors) else "unknown"
+    lora, problems = None, _absent(weights)
+    if kind == "LoRA":
+        try:
+            lora = _lora(read_lora(weights.files[0]))
+        except RequestError as error:
+            problems = (*problems, str(error))
     return Inspection(
         path=str(place),
         kind=kind,
@@ -115,7 +139,8 @@ def _inspect(place: Path) -> Inspection:
         dtypes=_dtypes(weights.tensors),
         metadata=weights.metadata,
         unused=strangers(weights) if networks else (),
-        problems=_absent(weights),
+        problems=problems,
+        lora=lora,
     )
 
 
@@ -156,6 +181,17 @@ def _inspect_pipeline(folder: Path) -> Inspection:
         metadata=about,
         unused=tuple(unused),
         problems=tuple(problems),
+    )
+
+
+def _lora(lora: Lora) -> LoraContent:
+    return LoraContent(
+        kinds=describe_kinds(lora.patches),
+        layout=lora.layout,
+        prefix=lora.prefix,
+        layers=tuple(dict.fromkeys(patch.target.layer for patch in lora.patches)),
+        models=lora.fitting_models(),
+        unused=summary(lora.unused),
     )
 
 

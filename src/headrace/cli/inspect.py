@@ -45,6 +45,13 @@ def _show(found: Inspection) -> None:
     if found.networks:
         columns = "network", "layout", "precision", "parameters", "bytes", "shapes of"
         print_table(columns, [_row(network) for network in found.networks])
+    if found.lora is not None:
+        lora = found.lora
+        names = f"names of {'diffusers' if lora.layout == 'diffusers' else 'Black Forest Labs'}"
+        _say(f"{lora.kinds}, for {len(lora.layers)} layers; {names}" + (f" after {lora.prefix}" if lora.prefix else ""))
+        _say(f"fits {', '.join(lora.models) or 'no published model'}")
+        if lora.unused:
+            _say(f"not applied: {lora.unused}")
     for network in found.networks:
         if network.config is not None:
             _say(f"{network.kind}: " + ", ".join(f"{name} {value}" for name, value in network.config.items()))
