@@ -18,7 +18,8 @@ from headrace.checkpoints.lora_choice import ChosenLora, choose_loras
 from headrace.checkpoints.lora_load import load_branches
 from headrace.flow.latents import picture_positions, text_positions
 from headrace.nn.transformer import Transformer
-from headrace.quant.lora import attach
+from headrace.quant.linear import Fp8Linear, Int8Linear
+from headrace.quant.lora import Kronecker, LinearBranch, LowRank, attach
 from lora_files import DIALECTS, Drawn, linears, place
 from reference_pipelines import save_pipeline
 
@@ -250,6 +251,33 @@ def test_differences_of_norms_and_biases(dev: Checkpoint, tmp_path: Path) -> Non
     layer = network.get_submodule("double_blocks.0.txt_attn.proj")
     layer.register_forward_hook(lambda *given: given[2] + 0.7 * bias)
     assert distance(velocity(with_loras(dev, (path, 0.7))), velocity(network)) < 2e-5
+
+
+@pytest.mark.parametrize("dialect", ["kohya", "lokr-lycoris", "loha", "differences"])
+def test_in_bf16_the_sum_is_the_same_but_for_rounding(dialect: str, dev: Checkpoint, tmp_path: Path) -> None:
+    drawn = DIALECTS[dialect](dev.transformer_config)
+    drawn.tensors = {name: value.half() for name, value in drawn.tensors.items()}
+    path = drawn.save(tmp_path / "a.safetensors")
+    expected = velocity(merged(dev, drawn.deltas, 0.2))
+    plain = distance(velocity(load_transformer(dev, torch.bfloat16, "cpu"), torch.bfloat16).float(), expected)
+    made = velocity(with_loras(dev, (path, 0.2), dtype=torch.bfloat16), torch.bfloat16).float()
+    assert distance(made, expected) < 0.03 < plain
+
+
+@pytest.mark.parametrize("kind", [Fp8Linear, Int8Linear])
+@torch.inference_mode()
+def test_what_is_added_beside_eight_bits_is_neither_rotated_nor_quantised(kind: type[Fp8Linear | Int8Linear]) -> None:
+    layer = kind(512, 96)
+    layer.encode(0, torch.randn(96, 512))
+    x = torch.randn(1, 40, 512)
+    plain = layer(x)
+    low_rank = LowRank(torch.randn(4, 512), torch.randn(32, 4), 0.5, first=32)
+    product = Kronecker(torch.randn(8, 4), (torch.randn(4, 128),), 0.5, first=64)
+    attach(torch.nn.ModuleDict({"layer": layer}), {"layer": LinearBranch((low_rank, product), bias=torch.ones(96))})
+    expected = plain + 1
+    expected[..., 32:64] += x @ (0.5 * low_rank.up @ low_rank.down).t()
+    expected[..., 64:] += x @ (0.5 * torch.kron(product.left, product.right[0])).t()
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_several_add_up(dev: Checkpoint, tmp_path: Path) -> None:

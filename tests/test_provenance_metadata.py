@@ -16,7 +16,7 @@ from sd_parsers import ParserManager
 from headrace.errors import RequestError
 from headrace.provenance import read_recipe, save_picture
 from headrace.provenance.metadata import check_prompt_fits, parameters_text
-from headrace.recipe import MAX_PROMPT_CHARACTERS, MAX_SEED, Recipe, ReferenceRecord
+from headrace.recipe import MAX_PROMPT_CHARACTERS, MAX_SEED, LoraRecord, Recipe, ReferenceRecord
 
 ENDINGS = ["png", "jpg", "webp"]
 PICTURE = Image.new("RGB", (16, 32), "teal")
@@ -140,6 +140,19 @@ def test_the_line_other_tools_read() -> None:
     )
 
 
+def test_loras_stand_in_the_line_and_are_found_by_their_hashes(tmp_path: Path) -> None:
+    loras = (LoraRecord("style, <v2>: new", "0123456789" + "a" * 54, 0.8), LoraRecord("pose", "b" * 64, -1.0))
+    recipe = replace(RECIPE, loras=loras)
+    prompt, values = parameters_text(recipe).split("\n")
+    assert prompt == "a red apple, on a blue background <lora:style v2 new:0.8> <lora:pose:-1>"
+    assert ', Hashes: {"lora:style v2 new": "0123456789", "lora:pose": "bbbbbbbbbb"}, Version: ' in values
+    for ending in ENDINGS:
+        read = ParserManager().parse(save(tmp_path, ending, recipe))
+        assert read is not None
+        assert read.metadata["Hashes"] == {"lora:style v2 new": "0123456789", "lora:pose": "bbbbbbbbbb"}
+        assert read_recipe(tmp_path / f"a.{ending}") == recipe
+
+
 def test_an_attribute_serves_as_well_as_an_element(tmp_path: Path) -> None:
     """Tools that rewrite XMP fold simple properties into attributes."""
     packet = (
@@ -173,6 +186,8 @@ def nested(depth: int) -> str:
         (json.dumps(RECIPE.as_dict() | {"seed": "42"}), r"\bseed\b"),
         (json.dumps(RECIPE.as_dict() | {"references": [{"sha256": "x"}]}), "reference"),
         (json.dumps(RECIPE.as_dict() | {"references": 7}), "reference"),
+        (json.dumps(RECIPE.as_dict() | {"loras": [{"name": "x", "sha256": "y", "strength": "1"}]}), "strength"),
+        (json.dumps(RECIPE.as_dict() | {"loras": {}}), "loras"),
         (json.dumps(RECIPE.as_dict() | {"prompt": "x" * 2**20}), "larger than 1 MiB"),
     ],
 )

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from headrace.checkpoints import Checkpoint, open_checkpoint
+from headrace.checkpoints.lora_choice import ChosenLora, LoraChoice, choose_loras
 from headrace.device import choose_device, choose_precision, choose_text_precision, dtype_of, multiplies_bf16
 from headrace.errors import Cancelled
 from headrace.flow.conventions import Convention, find_convention
@@ -39,7 +40,7 @@ from headrace.memory.sizes import parse_bytes
 from headrace.nn.transformer import KeyValue
 from headrace.provenance.metadata import save_picture
 from headrace.recipe import Recipe, check_reference_limit
-from headrace.request import References, Request, batches, make_requests
+from headrace.request import CacheKey, References, Request, batches, make_requests
 from headrace.text.encode import encode_tokens
 from headrace.text.tokens import PromptTokenizer, load_tokenizer
 
@@ -74,12 +75,14 @@ class Step:
 class Options(TypedDict, total=False):
     """What a request may say beside its prompt, how many pictures and their seeds.
 
-    references: pictures or paths, for all prompts, or one list for each. size: (width, height) or "WxH", by default
-    the first reference's, or else the model's. steps, guidance: by default the model's. convention:
+    references: pictures or paths, for all prompts, or one list for each. loras: files, folders or hub ids, each with
+    its strength as "style.safetensors:0.8" or in a pair; what they do adds up. size: (width, height) or "WxH", by
+    default the first reference's, or else the model's. steps, guidance: by default the model's. convention:
     "diffusers", "comfy" or "bfl". on_step: called after every step; when it returns False the call ends in Cancelled.
     """
 
     references: References
+    loras: Sequence[LoraChoice]
     size: str | tuple[int, int] | None
     steps: int | None
     guidance: float | None
@@ -117,7 +120,7 @@ class Pipeline:
             checkpoint.reference_limit if reference_limit is None else reference_limit
         )
         self._networks = Networks(checkpoint, self.precision, self.text_precision, self.device)
-        self._reference_caches: dict[tuple[str, ...], list[KeyValue]] = {}
+        self._reference_caches: dict[CacheKey, list[KeyValue]] = {}
 
     @cached_property
     def tokenizer(self) -> PromptTokenizer:
@@ -185,6 +188,7 @@ class Pipeline:
         count: int,
         seed: int | Sequence[int] | None,
         references: References = (),
+        loras: Sequence[LoraChoice] = (),
         size: str | tuple[int, int] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
@@ -195,6 +199,7 @@ class Pipeline:
         rules = find_convention(convention)
 
         # 1. The request, checked and written down as one recipe a picture.
+        chosen = choose_loras(loras, self.checkpoint.transformer_config, self.checkpoint.name)
         requests = make_requests(
             self.checkpoint,
             self.precision,
@@ -205,12 +210,13 @@ class Pipeline:
             count,
             seed,
             references=references,
+            loras=[lora.record for lora in chosen],
             size=size,
             steps=steps,
             guidance=guidance,
         )
 
-        with self._within_memory(requests) as groups:
+        with self._within_memory(requests, chosen) as groups:
             # 2. Every prompt and every reference, each on its own, to what the transformer reads.
             contexts = self._encode_prompts(requests, rules)
             encoded = self._encode_references(requests)
@@ -250,31 +256,33 @@ class Pipeline:
         self._reference_caches.clear()
 
     @contextmanager
-    def _within_memory(self, requests: list[Request]) -> Iterator[list[list[Request]]]:
+    def _within_memory(self, requests: list[Request], loras: tuple[ChosenLora, ...]) -> Iterator[list[list[Request]]]:
         """The call's batches, and networks as its plan has them. Raises RequestError where the call does not fit."""
-        with claimed(self, partial(self._plan, requests)) as (plan, groups):
+        with claimed(self, partial(self._plan, requests, loras)) as (plan, groups):
             if plan.recoded_bytes:
                 warnings.warn(
                     f"{self.checkpoint.name} is not stored in {self.precision}: {plan.recoded_bytes / 1e9:.3g} GB of "
                     "it are converted again in every step. Write it so once with headrace convert.",
                     stacklevel=1,  # the command shows warnings that come from here
                 )
-            wanted = {request.reference_key for request in requests} if plan.keeps_all else set()
+            wanted = {request.cache_key for request in requests} if plan.keeps_all else set()
             for key in self._reference_caches.keys() - wanted:
                 del self._reference_caches[key]
             try:
-                with self._networks.within(plan):
+                with self._networks.within(plan, loras):
                     yield groups
             finally:
                 if not plan.keeps_all:
                     self._reference_caches.clear()
 
-    def _plan(self, requests: list[Request], budget: Budget) -> tuple[Plan, list[list[Request]]]:
+    def _plan(
+        self, requests: list[Request], loras: tuple[ChosenLora, ...], budget: Budget
+    ) -> tuple[Plan, list[list[Request]]]:
         """How the call fits into the budget, and its batches: on a CPU, where they change no bits, as small as must be.
 
         Where the call does not fit, the plan says so.
         """
-        model = describe_checkpoint(self.checkpoint)
+        model = describe_checkpoint(self.checkpoint, loras)
         prompts = len({request.recipe.prompt for request in requests})
         limit = len(requests)
         while True:
@@ -340,13 +348,14 @@ class Pipeline:
         if recipe.variant != "klein-kv":
             joined = torch.cat([tokens[request.reference_key] for request in batch])
             return replace(conditioning, references=joined, reference_ids=ids)
-        for key in self._reference_caches.keys() - tokens.keys():
+        wanted = {request.cache_key: request.reference_key for request in batch}
+        for key in self._reference_caches.keys() - wanted.keys():
             del self._reference_caches[key]
-        for key in tokens.keys() - self._reference_caches.keys():
-            self._reference_caches[key] = self._reference_cache(tokens[key], ids)
+        for key in wanted.keys() - self._reference_caches.keys():
+            self._reference_caches[key] = self._reference_cache(tokens[wanted[key]], ids)
         return replace(
             conditioning,
-            reference_cache=batch_caches([self._reference_caches[request.reference_key] for request in batch]),
+            reference_cache=batch_caches([self._reference_caches[request.cache_key] for request in batch]),
         )
 
     def _reference_cache(self, tokens: Tensor, ids: Tensor) -> list[KeyValue]:

@@ -16,6 +16,7 @@ from headrace.flow.conventions import Convention
 from headrace.flow.references import prepare_references
 from headrace.pictures import open_picture
 from headrace.recipe import (
+    LoraRecord,
     Recipe,
     ReferenceRecord,
     check_count,
@@ -30,6 +31,7 @@ from headrace.recipe import (
 )
 
 ReferencePicture = Image.Image | str | PathLike[str]
+CacheKey = tuple[tuple[LoraRecord, ...], tuple[str, ...]]
 References = ReferencePicture | Sequence[ReferencePicture] | Sequence[Sequence[ReferencePicture]]
 
 # As many pictures run in one forward as fit in this many tokens, text, picture and references together. A fixed number,
@@ -55,6 +57,11 @@ class Request:
         """The hashes of the references in order, which identify everything computed from them alone."""
         return tuple(record.sha256 for record in self.recipe.references)
 
+    @property
+    def cache_key(self) -> CacheKey:
+        """What identifies the references' keys and values in the transformer, which LoRAs change."""
+        return self.recipe.loras, self.reference_key
+
 
 def make_requests(
     checkpoint: Checkpoint,
@@ -67,13 +74,14 @@ def make_requests(
     seed: int | Sequence[int] | None,
     *,
     references: References,
+    loras: Sequence[LoraRecord],
     size: str | tuple[int, int] | None,
     steps: int | None,
     guidance: float | None,
 ) -> list[Request]:
     """The pictures of a call: prompts in order, each `count` times. Raises RequestError where something cannot be.
 
-    The arguments are those of `Pipeline.stream`; `checkpoint` supplies what is not given.
+    The arguments are those of `Pipeline.stream`; `checkpoint` supplies what is not given. loras: as they were opened.
     """
     prompts = [check_prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
     if not prompts:
@@ -108,6 +116,7 @@ def make_requests(
                 version=__version__,
                 references=records,
                 text_precision="" if text_precision == precision else text_precision,
+                loras=tuple(loras),
             )
             requests.append(Request(len(requests), recipe, images))
     return requests

@@ -353,6 +353,11 @@ def _read_alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:
         source, values = str(beside), read_json(beside)
     else:
         return _Alphas(None, {})
+    kind = values.get("peft_type", "LORA")
+    if kind != "LORA" and values.get("alpha") != values.get("r"):
+        raise RequestError(
+            f"{source} gives a {str(kind)[:20]} a scale, which is only read for LORA: merge it into its factors."
+        )
     root = values.get("use_rslora") is True
     patterns = values.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):

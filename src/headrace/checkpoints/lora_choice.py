@@ -36,11 +36,6 @@ class ChosenLora:
     patches: tuple[Patch, ...]
     unused: Mapping[str, str]
 
-    @property
-    def values(self) -> int:
-        """How many values stay in memory beside the transformer."""
-        return sum(patch.values for patch in self.patches)
-
     def report(self) -> str:
         """What is applied and what is not, in a sentence."""
         layers = len({patch.target.layer for patch in self.patches})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrace.cli.terminal import progress_bar
+from headrace.cli.terminal import printable, progress_bar
 from headrace.errors import RequestError
 from headrace.memory.process import peak_bytes
 from headrace.memory.sizes import parse_bytes
@@ -57,6 +57,13 @@ _FILE = click.Path(path_type=Path)
     multiple=True,
     metavar="FILE",
     help="A reference picture. Given again for more: image 1, image 2, ... of the prompt, in this order.",
+)
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="PLACE[:STRENGTH]",
+    help="A LoRA: a file, a folder, a hub id or owner/name/FILE. Default strength: 1. Given again for more.",
 )
 @click.option("--size", metavar="WxH", help="Multiples of 16. Default: the first reference's, or else the model's.")
 @click.option("--steps", type=int, metavar="N", help="Default: the model's.")
@@ -111,6 +118,7 @@ def generate(
     output: Path | None,
     prompt_file: Path | None,
     references: tuple[Path, ...],
+    loras: tuple[str, ...],
     size: str | None,
     steps: int | None,
     guidance: float | None,
@@ -134,6 +142,7 @@ def generate(
     \b
     headrace generate "a red apple on a blue background" -o apple.png
     headrace generate "image 1 beside image 2" --ref a.png --ref b.jpg --model klein-4b
+    headrace generate "a cat" --model klein-4b --lora style.safetensors:0.8
     """
     text = _prompt(prompt, prompt_file)
     if size is not None:
@@ -159,10 +168,14 @@ def generate(
 
     started = time.monotonic()
     from headrace.checkpoints import open_checkpoint
+    from headrace.checkpoints.lora_choice import choose_loras
 
     checkpoint = open_checkpoint(
         model, variant=variant, autoencoder=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer
     )
+
+    for chosen in choose_loras(loras, checkpoint.transformer_config, checkpoint.name):
+        click.echo(printable(chosen.report()), err=True)
 
     # What can be refused without computing has been; only now is torch imported.
     from headrace.pipeline import Pipeline
@@ -186,6 +199,7 @@ def generate(
             count=count,
             seed=first,
             references=pictures,
+            loras=loras,
             size=size,
             steps=steps,
             guidance=guidance,

@@ -25,6 +25,7 @@ COMPONENTS = {"transformer": "transformer", "text_encoder": "text encoder", "aut
 )
 @click.option("--size", metavar="WxH", help="Multiples of 16. Default: the model's.")
 @click.option("--refs", "references", type=click.IntRange(0), default=0, metavar="N", help="References of 1 MP each.")
+@click.option("--lora", "loras", multiple=True, metavar="PLACE", help="A LoRA, as for generate. Given again for more.")
 @click.option(
     "--precision", metavar="NAME", help="auto, fp32, bf16, fp8, int8 or stored. Default: a row for each that differs."
 )
@@ -35,6 +36,7 @@ def plan(
     host_memory: str | None,
     size: str | None,
     references: int,
+    loras: tuple[str, ...],
     precision: str | None,
     as_json: bool,
 ) -> None:
@@ -53,7 +55,13 @@ def plan(
 
     def planned(name: str) -> Plan:
         return make_plan(
-            model, memory=memory, host_memory=host_memory, size=size, references=references, precision=name
+            model,
+            memory=memory,
+            host_memory=host_memory,
+            size=size,
+            references=references,
+            precision=name,
+            loras=loras,
         )
 
     names = list(PRECISIONS)

@@ -20,6 +20,8 @@ from headrace.checkpoints import (
 )
 from headrace.checkpoints.components import Component
 from headrace.checkpoints.load import StoredTensors, fill_module
+from headrace.checkpoints.lora_choice import ChosenLora
+from headrace.checkpoints.lora_load import load_branches
 from headrace.device import bits_of, dtype_of
 from headrace.memory.files import FileState, PassingFile, check_unchanged, file_states
 from headrace.memory.plan import Plan
@@ -30,6 +32,7 @@ from headrace.nn.config import TransformerConfig
 from headrace.nn.language_model import LanguageModel
 from headrace.nn.transformer import Block, Transformer
 from headrace.quant.formats import Bits
+from headrace.quant.lora import Branch, attach
 
 Network = TypeVar("Network", bound=nn.Module)
 Part = TypeVar("Part", bound=nn.Module)
@@ -58,21 +61,24 @@ class Networks:
         components = checkpoint.transformer, checkpoint.autoencoder, checkpoint.language_model
         self._states = file_states(file for component in components for file in component.files)
         self._plan: Plan | None = None
+        self._loras: tuple[ChosenLora, ...] = ()
+        self._beside = Beside()
         self._held: dict[str, Lent[nn.Module, nn.Module]] = {}
 
     @property
     def held_bytes(self) -> int:
-        """Of the weights that are in the device's memory now, slots included."""
-        return sum(lent.held_bytes for lent in list(self._held.values()))
+        """Of the weights that are in the device's memory now, slots and LoRAs included."""
+        return sum(lent.held_bytes for lent in list(self._held.values())) + self._beside.held_bytes
 
     @contextmanager
-    def within(self, plan: Plan) -> Iterator[None]:
-        """Follow the plan. Afterwards nothing is left in memory, unless the plan keeps everything.
+    def within(self, plan: Plan, loras: tuple[ChosenLora, ...] = ()) -> Iterator[None]:
+        """Follow the plan, with these LoRAs beside the transformer.
 
-        Raises HeadraceError where a file is no longer what it was when the checkpoint was opened.
+        Afterwards nothing is left in memory, unless the plan keeps everything. Raises HeadraceError where a file is no
+        longer what it was when the checkpoint was opened.
         """
         check_unchanged(self._states)
-        self._plan = plan
+        self._plan, self._loras = plan, loras
         if not plan.keeps_all:
             return_freed_memory()
             self.release()
@@ -88,8 +94,13 @@ class Networks:
         return cast("Lent[LanguageModel, nn.Module]", self._lend("text_encoder", self._language_model))
 
     def transformer(self) -> Lent[Transformer, Block]:
-        """The transformer."""
-        return cast("Lent[Transformer, Block]", self._lend("transformer", self._transformer))
+        """The transformer, with the LoRAs."""
+        lent = self._lend("transformer", self._transformer)
+        if self._beside.loras != self._loras:
+            self._beside.remove()
+            self._beside = Beside()  # which it stays where the next ones cannot be read
+            self._beside = Beside(self._loras, self._branches(), lent.network)
+        return cast("Lent[Transformer, Block]", lent)
 
     def autoencoder(self) -> Autoencoder:
         """Encoder and decoder."""
@@ -101,6 +112,7 @@ class Networks:
             _, lent = self._held.popitem()
             lent.close()
             del lent
+        self._beside = Beside()
         trim()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -139,6 +151,8 @@ class Networks:
         if plan.keeps_all:
             whole = load_transformer(self._checkpoint, self._dtype, self._device, self._bits)
             return Lent(whole, whole.blocks, _nothing, module_bytes(whole))
+        branches = self._branches()
+        self._beside = Beside(self._loras, branches)
         component = self._checkpoint.transformer
         lent = stream_transformer(
             component,
@@ -149,8 +163,12 @@ class Networks:
             self._device,
             _of(component, self._states),
             plan.pinned_blocks,
+            branches,
         )
         return cast("Lent[nn.Module, nn.Module]", lent)
+
+    def _branches(self) -> dict[str, Branch]:
+        return load_branches(self._loras, self._checkpoint.transformer, self._dtype, self._device)
 
     def _autoencoder(self, plan: Plan) -> Lent[nn.Module, nn.Module]:
         whole = load_autoencoder(self._checkpoint, self._dtype, self._device)
@@ -166,14 +184,18 @@ def stream_transformer(
     device: torch.device,
     states: Mapping[Path, FileState],
     pinned: Sequence[int] = (),
+    branches: Mapping[str, Branch] | None = None,
 ) -> Lent[Transformer, Block]:
     """A transformer of which only the blocks at the places `resident` stay, and the others pass through a ring.
 
-    pinned: where a GPU computes, the places of those that are kept in the host's memory.
+    pinned: where a GPU computes, the places of those that are kept in the host's memory. branches: what LoRAs add to
+    its layers; they stay.
     """
 
     def build() -> Transformer:
-        return build_network(lambda: Transformer(config), component, dtype, bits)
+        network = build_network(lambda: Transformer(config), component, dtype, bits)
+        attach(network, branches or {})
+        return network
 
     network = build()
     network.double_blocks, network.single_blocks = nn.ModuleList(), nn.ModuleList()
@@ -185,6 +207,27 @@ def stream_transformer(
     make: Callable[[], list[Block]] = lambda: list(build().blocks())  # noqa: E731
     stream = Stream(make, names, resident, component, device, states, pinned)
     return Lent(network, stream.blocks, stream.close, module_bytes(network) + stream.held_bytes)
+
+
+class Beside:
+    """What LoRAs have hung on a network, so that it can be taken off again."""
+
+    def __init__(
+        self,
+        loras: tuple[ChosenLora, ...] = (),
+        branches: Mapping[str, Branch] | None = None,
+        network: nn.Module | None = None,
+    ) -> None:
+        """network: where the branches are to be hung; None where they are already."""
+        self.loras = loras
+        branches = branches or {}
+        self.held_bytes = sum(tensor.nbytes for branch in branches.values() for tensor in branch.tensors)
+        self._handles = () if network is None else attach(network, branches)
+
+    def remove(self) -> None:
+        """Take the branches off."""
+        for handle in self._handles:
+            handle.remove()
 
 
 class EmbeddingRows(nn.Module):

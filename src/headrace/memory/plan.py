@@ -10,7 +10,7 @@ ring of two slots; where a GPU computes, as many of them as there is room for ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from headrace import catalog
 from headrace.catalog import TextSettings, Variant
 from headrace.checkpoints import Checkpoint, open_checkpoint
 from headrace.checkpoints.headers import Shape
+from headrace.checkpoints.lora_choice import ChosenLora, LoraChoice, choose_loras
 from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
 from headrace.errors import RequestError
 from headrace.memory.activations import (
@@ -86,7 +87,10 @@ GPU_RATES = Rates(
 
 @dataclass(frozen=True)
 class Model:
-    """What a plan has to know of a model. formats: the layers its files hold in eight bits, by component."""
+    """What a plan has to know of a model. formats: the layers its files hold in eight bits, by component.
+
+    lora_values: how many values LoRAs keep in memory beside the transformer.
+    """
 
     name: str
     variant: Variant
@@ -97,6 +101,7 @@ class Model:
     default_size: tuple[int, int]
     precision: str
     formats: Mapping[str, Mapping[str, Format]]
+    lora_values: int = 0
 
 
 @dataclass(frozen=True)
@@ -180,14 +185,16 @@ def plan(
     size: str | tuple[int, int] | None = None,
     references: int = 0,
     precision: str = "auto",
+    loras: Sequence[LoraChoice] = (),
 ) -> Plan:
     """What one picture with so many references of 1 MP needs. The published models need no files for it.
 
     model: as for `headrace.load`. memory: the budget (default: what is free less a tenth). host_memory: where given,
-    a GPU computes: `memory` is its memory, and blocks are streamed from so much of the host's.
-    Raises RequestError for a model, size, precision or amount that cannot be.
+    a GPU computes: `memory` is its memory, and blocks are streamed from so much of the host's. loras: as for
+    `Pipeline.generate`. Raises RequestError for a model, size, precision or amount that cannot be.
     """
     known = describe(model)
+    known = replace(known, lora_values=lora_values(choose_loras(loras, known.transformer, known.name)))
     chosen = known.default_size if size is None else size
     width, height = parse_size(chosen) if isinstance(chosen, str) else check_size(*chosen)
     work = Work(width, height, (REFERENCE_SIZE,) * references, guided=known.variant == "klein-base")
@@ -229,8 +236,8 @@ def describe(model: str | Path) -> Model:
     return describe_checkpoint(open_checkpoint(model))
 
 
-def describe_checkpoint(checkpoint: Checkpoint) -> Model:
-    """What a plan has to know of an opened checkpoint."""
+def describe_checkpoint(checkpoint: Checkpoint, loras: Sequence[ChosenLora] = ()) -> Model:
+    """What a plan has to know of an opened checkpoint, and of LoRAs for it."""
     return Model(
         checkpoint.name,
         checkpoint.variant,
@@ -241,7 +248,13 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Model:
         checkpoint.default_size,
         checkpoint.precision if checkpoint.precision in PRECISIONS else "bf16",
         {"transformer": checkpoint.transformer.formats, "text_encoder": checkpoint.language_model.formats},
+        lora_values(loras),
     )
+
+
+def lora_values(loras: Sequence[ChosenLora]) -> int:
+    """How many values LoRAs keep in memory beside the transformer."""
+    return sum(patch.values for chosen in loras for patch in chosen.patches)
 
 
 def plan_work(
@@ -266,6 +279,7 @@ def plan_work(
     norm = layers == model.language_model.num_layers
     text_shapes = language_model_shapes(model.language_model, layers=layers, norm=norm)
     transformer = _sizes(model, "transformer", transformer_shapes(model.transformer), value_bytes, bits)
+    transformer = replace(transformer, rest=transformer.rest + model.lora_values * value_bytes)
     text = _sizes(model, "text_encoder", text_shapes, text_value_bytes, text_bits)
     autoencoder = _sizes(model, "autoencoder", autoencoder_shapes(model.autoencoder), value_bytes, None)
 

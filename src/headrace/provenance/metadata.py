@@ -15,6 +15,7 @@ import html
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -30,7 +31,7 @@ from headrace.pictures import (
     read_file,
     write_file,
 )
-from headrace.recipe import Recipe
+from headrace.recipe import LoraRecord, Recipe
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,7 +77,8 @@ def check_prompt_fits(prompt: str, path: str | os.PathLike[str]) -> None:
     """Raises RequestError where `path` asks for a JPEG and the prompt leaves no room in it for the recipe."""
     if picture_format(path) == "JPEG":
         references = [{"sha256": "0" * 64, "width": 9999, "height": 9999}] * 16
-        _check_room_in_jpeg(_to_json({"prompt": prompt, "references": references}))
+        loras = [{"name": "-" * 64, "sha256": "0" * 64, "strength": -99.999}] * 16
+        _check_room_in_jpeg(_to_json({"prompt": prompt, "references": references, "loras": loras}))
 
 
 def _check_room_in_jpeg(document: str) -> None:
@@ -109,6 +111,8 @@ def parameters_text(recipe: Recipe) -> str:
     """The recipe as AUTOMATIC1111's web UI writes it: the prompt, then one line of `Name: value` pairs."""
     # Readers split at these words, wherever they stand.
     prompt = recipe.prompt.replace("Negative prompt:", "Negative prompt :").strip()
+    names = [re.sub(r"[\s,:<>{}\"\\]+", " ", lora.name).strip() for lora in recipe.loras]
+    prompt += "".join(f" <lora:{name}:{lora.strength:g}>" for name, lora in zip(names, recipe.loras, strict=True))
     values = {
         "Steps": recipe.steps,
         "Sampler": "Euler",
@@ -118,9 +122,16 @@ def parameters_text(recipe: Recipe) -> str:
         "Model hash": recipe.model_hash.removeprefix("sha256:")[:10],
         # Not quoted, as the web UI would: sd-parsers splits within the quotes.
         "Model": re.sub(r"[\s,:]+", " ", recipe.model).strip(),
+        **_lora_hashes(dict(zip(names, recipe.loras, strict=True))),
         "Version": f"headrace {recipe.version}",
     }
     return prompt + "\n" + ", ".join(f"{name}: {value}" for name, value in values.items())
+
+
+def _lora_hashes(loras: Mapping[str, LoraRecord]) -> dict[str, str]:
+    """Whose files they are, as model sites look them up: by the first ten digits of their SHA-256."""
+    hashes = {f"lora:{name}": lora.sha256[:10] for name, lora in loras.items()}
+    return {"Hashes": json.dumps(hashes)} if hashes else {}
 
 
 def _to_json(values: dict[str, Any]) -> str:
