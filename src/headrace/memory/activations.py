@@ -6,7 +6,7 @@ the tests compare the counts with what torch allocates. Results are in bytes, `v
 
 from __future__ import annotations
 
-from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
+from headrace.nn.config import ATTENTION_ROWS, AutoencoderConfig, LanguageModelConfig, TransformerConfig
 
 FLOAT_BYTES = 4
 
@@ -39,13 +39,21 @@ def transformer_activations(
     # The joined streams, the first layer's result, keys and values with the cache's.
     projected = (4 + 2 * mlp) * tokens + (tokens + 2 * cached if cached else 0)
     single = max(
-        projected + tokens * (5 + 2 * mlp),  # queries, keys, the result and its copy; gated, and joined with that
+        projected + tokens * (4 + 2 * mlp),  # queries, keys, the result; gated, and joined with that
         projected + tokens * (2 + turning),
+        projected + tokens * 4 + _scores(config, tokens, tokens + cached, value_bytes),
     )
     worst = max(double if config.depth else 0, single if config.depth_single_blocks else 0)
     angles = tokens * config.head_dim * FLOAT_BYTES
     alive = worst + (batch - 1) * tokens if one_by_one else batch * worst
     return int(alive * config.hidden_size * value_bytes) + angles
+
+
+def _scores(config: TransformerConfig, queries: int, keys: int, value_bytes: int) -> float:
+    """A piece's scores before and after the softmax, where attention goes by rows, in vectors of the hidden size."""
+    if value_bytes == FLOAT_BYTES or keys < ATTENTION_ROWS:
+        return 0.0
+    return 2 * min(queries, ATTENTION_ROWS) * keys / config.hidden_size
 
 
 def text_activations(config: LanguageModelConfig, length: int, outputs: int, value_bytes: int) -> int:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS = 512
+from headrace.nn.config import ATTENTION_ROWS
 
 
 class Rotation(NamedTuple):
@@ -69,18 +69,18 @@ def _runs_by_rows(query: Tensor, key: Tensor) -> bool:
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
-        and key.shape[2] >= ROWS
+        and key.shape[2] >= ATTENTION_ROWS
         and query.shape[1] == key.shape[1]
         and not torch.is_grad_enabled()
     )
 
 
 def _attention_by_rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Head by head, `ROWS` queries at a time: product, softmax, product. The scores of one piece stay in the cache."""
+    """Head by head, some queries at a time: product, softmax, product. The scores of one piece stay in the cache."""
     out = torch.empty_like(query)
     query = query * query.shape[-1] ** -0.5
     heads = (tensor.flatten(0, 1) for tensor in (query, key, value, out))
     for q, k, v, o in zip(*heads, strict=True):
-        for rows, target in zip(q.split(ROWS), o.split(ROWS), strict=True):
+        for rows, target in zip(q.split(ATTENTION_ROWS), o.split(ATTENTION_ROWS), strict=True):
             torch.mm(torch.softmax(rows @ k.t(), dim=-1), v, out=target)
     return out

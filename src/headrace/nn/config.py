@@ -7,6 +7,9 @@ from dataclasses import dataclass
 TIME_CHANNELS = 256
 """Channels of the sinusoids that stand for a time or a guidance, in every model."""
 
+ATTENTION_ROWS = 512
+"""Queries of a head that attend at a time, where attention goes by rows."""
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
