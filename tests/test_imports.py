@@ -62,6 +62,7 @@ def test_importing_headrace_is_light() -> None:
         ["bench", "quality", "--help"],
         ["run", "--help"],
         ["run", "none.json", "--to-api"],
+        ["bench", "decoder", "--help"],
         ["train", "--help"],
         ["no-such-command"],
     ],

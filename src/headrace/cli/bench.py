@@ -259,6 +259,42 @@ def budget(
     )
 
 
+@bench.command()
+@click.option("--size", default="2048x2048", show_default=True, metavar="WxH")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+@click.option("--encoder", is_flag=True, help="Measure the encoder of references instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON instead.")
+def decoder(size: str, precision: str, encoder: bool, as_json: bool) -> None:
+    """Compare the autoencoder's peak memory, time and picture with those of diffusers, untiled.
+
+    Both run on a CPU, with the same random weights in the published shape, each in a process of its own. Differences
+    are in steps of 1/255 (of the encoder in units of the latent).
+    """
+    from headrace.bench.decoder import compare, has_diffusers
+    from headrace.recipe import parse_size
+
+    rows = list(compare("encoder" if encoder else "decoder", *parse_size(size), precision))
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows]))
+    else:
+        print_table(
+            (precision, "peak", "before", "seconds", "largest difference", "mean"),
+            [
+                (
+                    row.what,
+                    readable_bytes(row.peak_bytes),
+                    readable_bytes(row.start_bytes),
+                    f"{row.seconds:.1f}",
+                    f"{row.largest:.4g}",
+                    f"{row.mean:.4g}",
+                )
+                for row in rows
+            ],
+        )
+    if not has_diffusers():
+        click.echo("diffusers is not installed: there is nothing to compare with.", err=True)
+
+
 def _published(name: str) -> PublishedModel:
     return next(entry for entry in catalog.PUBLISHED if entry.name == name)
 

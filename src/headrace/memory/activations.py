@@ -6,7 +6,15 @@ the tests compare the counts with what torch allocates. Results are in bytes, `v
 
 from __future__ import annotations
 
-from headrace.nn.config import ATTENTION_ROWS, AutoencoderConfig, LanguageModelConfig, TransformerConfig
+from dataclasses import dataclass
+
+from headrace.nn.config import (
+    ATTENTION_ROWS,
+    AutoencoderConfig,
+    LanguageModelConfig,
+    TransformerConfig,
+    strip_rows,
+)
 
 FLOAT_BYTES = 4
 
@@ -69,12 +77,89 @@ def text_activations(config: LanguageModelConfig, length: int, outputs: int, val
 
 def encoder_activations(config: AutoencoderConfig, width: int, height: int, value_bytes: int) -> int:
     """A reference of this size, in pixels, through the encoder."""
-    # At full resolution: a block's input, its first result, its norm and SiLU, and the second convolution's copies.
-    return width * height * value_bytes * 6 * config.channels[0]
+    channels = config.channels
+    area = _Area(height, width, strip_rows(channels[0], width))
+    peaks, before = [area.values(3 + channels[0])], channels[0]
+    for index, after in enumerate(channels):
+        peaks.append(_blocks(area, before, after, config.layers_per_block))
+        if index < len(channels) - 1:
+            half = _Area(area.height // 2, area.width // 2, strip_rows(after, area.width // 2))
+            # The strips before and after, and one that is joined of several.
+            peaks.append(max(area.values(after) + 2 * area.window(after), half.values(after) + half.strip(after)))
+            area = half
+        before = after
+    peaks.append(_middle(area, channels[-1], value_bytes))
+    return max(peaks) * value_bytes
 
 
 def decoder_activations(config: AutoencoderConfig, width: int, height: int, value_bytes: int) -> int:
     """A picture of this size, in pixels, out of the decoder."""
     channels = config.decoder_channels or config.channels
-    # At full resolution, where the last level's first block still has the width of the level before it.
-    return width * height * value_bytes * 4 * channels[min(1, len(channels) - 1)]
+    scale = 2 ** (len(channels) - 1)
+    latent = config.latent_channels * (height // scale) * (width // scale)
+    area = _Area(height // scale, width // scale, strip_rows(channels[-1], width // scale))
+    peaks, before = [_middle(area, channels[-1], value_bytes)], channels[-1]
+    for index, after in reversed(list(enumerate(channels))):
+        peaks.append(_blocks(area, before, after, config.layers_per_block + 1))
+        if index > 0:
+            rows = min(area.rows, strip_rows(after, 2 * area.width) // 2)
+            double = _Area(2 * area.height, 2 * area.width, 2 * rows)
+            # What was made of the strips, and of the last one: its window, the same repeated, and the convolution's.
+            peaks.append(
+                double.values(after) + double.window(after) + _Area(area.height, area.width, rows).window(after)
+            )
+            area = double
+        before = after
+    peaks.append(area.values(channels[0]) + 3 * area.window(channels[0]))
+    return (latent + max(peaks)) * value_bytes
+
+
+@dataclass(frozen=True)
+class _Area:
+    """A picture of this size in strips of so many rows. Its methods count values."""
+
+    height: int
+    width: int
+    rows: int
+
+    def values(self, channels: int) -> int:
+        return channels * self.height * self.width
+
+    def strip(self, channels: int) -> int:
+        return channels * min(self.rows, self.height) * self.width
+
+    def window(self, channels: int) -> int:
+        """A strip with a row of each of its neighbours."""
+        return channels * min(self.rows + 2, self.height) * self.width
+
+    def copy(self, channels: int) -> int:
+        """A window, where it is not the picture itself."""
+        return self.window(channels) if self.rows < self.height else 0
+
+
+def _blocks(area: _Area, before: int, after: int, count: int) -> int:
+    """The most that residual blocks have alive, the first of which takes `before` channels to `after`."""
+    return max(_block(area, before, after), _block(area, after, after) if count > 1 else 0)
+
+
+def _block(area: _Area, before: int, after: int) -> int:
+    first, last = area.values(before), area.values(2 * after)
+    return max(
+        # The first convolution at its first strip and at its last: a window, its norm and SiLU.
+        first + area.copy(before) + 2 * area.window(before),
+        last - area.strip(2 * after - before) + area.copy(before) + 2 * area.window(before),
+        last - area.strip(after) + area.copy(before) + area.window(before) + area.strip(after),
+        last + area.copy(before) + (area.strip(before) if before != after else 0),
+        # The second at its first strip, which only the window holds any longer.
+        last - area.strip(after) + 3 * area.window(after),
+    )
+
+
+def _middle(area: _Area, channels: int, value_bytes: int) -> int:
+    """Residual blocks and attention at the lowest resolution."""
+    tokens = area.height * area.width
+    # The block's input, its norm, queries, keys and values, the result.
+    attended = 6 * channels * tokens
+    if value_bytes < FLOAT_BYTES and tokens >= ATTENTION_ROWS:
+        attended += channels * tokens + 2 * ATTENTION_ROWS * tokens  # scaled queries, scores and their softmax
+    return max(_block(area, channels, channels), attended)

@@ -10,6 +10,9 @@ TIME_CHANNELS = 256
 ATTENTION_ROWS = 512
 """Queries of a head that attend at a time, where attention goes by rows."""
 
+STRIP_VALUES = 2**22
+"""Values of a strip of rows in the autoencoder: few enough for a processor's cache, enough for all of its cores."""
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -80,3 +83,8 @@ class LanguageModelConfig:
     sliding_window: int | None = None
     tie_word_embeddings: bool = False
     paired_rotation: bool = False
+
+
+def strip_rows(channels: int, width: int) -> int:
+    """Rows of a strip of so many channels and columns: an even number. It depends on the picture's shape alone."""
+    return max(2, STRIP_VALUES // (channels * width) // 2 * 2)
