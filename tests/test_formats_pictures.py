@@ -22,6 +22,8 @@ from conftest import Run
 from headrace.checkpoints import inspect, load_transformer, open_checkpoint
 from headrace.checkpoints.convert import convert
 from headrace.checkpoints.export import transformer_for_diffusers
+from headrace.checkpoints.lora_choice import choose_loras
+from headrace.checkpoints.lora_load import load_branches
 from headrace.errors import RequestError
 from headrace.memory.plan import plan_work
 from headrace.quant.codecs import encode_fp8, encode_int8, int8_scales
@@ -38,6 +40,8 @@ from headrace.quant.formats import (
     block_linears,
     format_bytes,
 )
+from headrace.quant.lora import attach
+from lora_files import DIALECTS
 
 GOLDEN = Path(__file__).parent / "data" / "formats"
 REQUEST: dict[str, Any] = {"prompt": "a red apple", "size": "64x64", "seed": 3, "steps": 1}
@@ -173,6 +177,35 @@ def test_a_format_for_every_layer(
     assert np.abs(made - expected).max() <= 3
     assert np.abs(pictures(stored, "fp32") - expected).max() == 0
     assert np.array_equal(pictures(stored, resident=(0, 2)), made)
+
+
+@pytest.mark.parametrize("magnitudes", [False, True])
+@torch.inference_mode()
+def test_a_lora_beside_every_format_is_that_of_the_decoded_weights(
+    magnitudes: bool, tmp_path: Path, base: Path, tensors: dict[str, Tensor]
+) -> None:
+    stored, plain, forms = comfy_files(tmp_path, tensors, "header")
+    checkpoint = open_checkpoint(stored, variant="distilled", autoencoder=base, text_encoder=base)
+    drawn = DIALECTS["kohya"](checkpoint.transformer_config)
+    generator = torch.Generator().manual_seed(1)
+    sums = load_file(plain)
+    for layer, delta in drawn.deltas.items():
+        changed = sums[f"{layer}.weight"] + delta
+        if magnitudes:
+            magnitude = 0.5 + torch.rand(len(delta), 1, generator=generator)
+            drawn.tensors[f"lora_unet_{layer.replace('.', '_')}.dora_scale"] = magnitude
+            changed = magnitude * changed / changed.norm(dim=1, keepdim=True)
+        sums[f"{layer}.weight"] = changed
+    chosen = choose_loras([drawn.save(tmp_path / "a.safetensors")], checkpoint.transformer_config, "it")
+    network = load_transformer(checkpoint, torch.float32, "cpu", "stored")
+    attach(network, load_branches(chosen, checkpoint.transformer, torch.float32, "cpu"))
+    for layer, form in forms.items():
+        weight = sums[f"{layer}.weight"]
+        x = torch.randn(1, 9, weight.shape[1], generator=generator)
+        expected = x @ weight.t()
+        # Layers of rotated int8 quantise activations as well.
+        tolerance = 0.02 if isinstance(form, Int8) and form.rotation else 1e-5
+        assert (network.get_submodule(layer)(x) - expected).abs().max() <= tolerance * expected.abs().max(), layer
 
 
 def gguf_file(path: Path, tensors: dict[str, Tensor], kinds: dict[str, str]) -> dict[str, Tensor]:

@@ -53,6 +53,7 @@ def test_importing_headrace_is_light() -> None:
         ["generate", "--no-such-option"],
         ["generate", "a cat", "--size", "65x64"],
         ["generate", "a cat", "--ref", "none.png"],
+        ["generate", "a cat", "--lora", "none.safetensors"],
         ["generate", "a cat", "-o", "none/a.png"],
         ["models", "--json"],
         ["plan", "klein-4b", "--json"],

@@ -111,9 +111,9 @@ class Patch:
 
     @property
     def values(self) -> int:
-        """How many values stay in memory while it is used."""
-        # Of magnitudes a gain for the layer's rows, and of a LoKr one for its own.
-        gains = 2 * self.size[0] if "magnitude" in self.shapes else 0
+        """How many values stay in memory while it is used, at most."""
+        # Of magnitudes a gain for the layer's rows, and of a LoKr one for its own, in float32: two values of bfloat16.
+        gains = 4 * self.size[0] if "magnitude" in self.shapes else 0
         if self.kind == "LoHa":
             return sum(self.size) * self.shapes["hada_w1_b"][0] * self.shapes["hada_w2_b"][0] + gains
         if self.kind == "LoKr":

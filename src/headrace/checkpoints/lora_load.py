@@ -72,7 +72,7 @@ class _Loading:
             gains = self.gains.setdefault(layer, torch.ones(self._shape(layer)[0], device=self.device))
             gains[first : first + delta.count] += strength * (gain - 1)
             if isinstance(delta, Kronecker):
-                delta = replace(delta, gain=gain.to(self.dtype))
+                delta = replace(delta, gain=gain)
             else:
                 delta = replace(delta, up=(delta.up * gain[:, None]).to(self.dtype))
         self.deltas.setdefault(layer, []).append(replace(delta, scale=delta.scale * strength))
@@ -85,11 +85,8 @@ class _Loading:
             if layer.endswith("_norm"):
                 made[layer] = NormBranch(cast(Tensor, total).to(self.dtype))
                 continue
-            made[layer] = LinearBranch(
-                tuple(self.deltas.get(layer, ())),
-                None if gain is None else gain.to(self.dtype),
-                None if total is None else total.to(self.dtype),
-            )
+            bias = None if total is None else total.to(self.dtype)
+            made[layer] = LinearBranch(tuple(self.deltas.get(layer, ())), gain, bias)
         return made
 
     def _sum(self, layer: str, patch: Patch, values: Tensor) -> None:

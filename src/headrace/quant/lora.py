@@ -53,7 +53,7 @@ class Kronecker:
     """`scale * kron(left, right)`, added to the rows of a weight from `first` on (LoKr of LyCORIS).
 
     left (a, b); right (c, d), or (c, rank) and (rank, d); a * c rows and b * d = in. halves_swapped: whether the second
-    half of its rows comes first. gain (rows): what every row is multiplied by.
+    half of its rows comes first. gain (rows), in float32: what every row is multiplied by.
     Yeh et al. 2023, arXiv:2309.14859, section 3.3.
     """
 
@@ -125,8 +125,8 @@ Delta = LowRank | Kronecker | Full
 class LinearBranch:
     """All that is added to the output of one linear layer.
 
-    gain (out): what the layer's own output is multiplied by first, for weights that are decomposed into magnitude and
-    direction. bias (out): what is added last.
+    gain (out), in float32: what the layer's own output is multiplied by first, for weights that are decomposed into
+    magnitude and direction. bias (out): what is added last.
     """
 
     deltas: tuple[Delta, ...] = ()
