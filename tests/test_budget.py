@@ -19,6 +19,8 @@ from headrace.bench.budget import BudgetRow, measure_budgets
 from headrace.bench.checkpoint import write_checkpoint
 from headrace.catalog import PUBLISHED, PublishedModel
 from headrace.checkpoints import open_checkpoint
+from headrace.checkpoints.components import Component
+from headrace.checkpoints.headers import TensorEntry
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig
 
@@ -51,6 +53,12 @@ def reduced(width: int, depth: int, single_depth: int, text_width: int) -> Publi
     )
 
 
+def entries_of(component: Component) -> list[TensorEntry]:
+    """Everything that is stored of a network."""
+    parts = (entry for matrix in component.matrices.values() for entry in matrix.parts.values())
+    return [*component.tensors.values(), *parts]
+
+
 @pytest.mark.parametrize(("precision", "stored"), [("bf16", {"BF16"}), ("fp8", {"F8_E4M3", "BF16", "F32"})])
 def test_a_random_checkpoint_has_the_shapes_and_opens(tmp_path: Path, precision: str, stored: set[str]) -> None:
     model = reduced(128, 1, 2, 64)
@@ -60,9 +68,9 @@ def test_a_random_checkpoint_has_the_shapes_and_opens(tmp_path: Path, precision:
     assert checkpoint.language_model_config == model.text_encoder.config
     assert (checkpoint.variant, checkpoint.precision) == (model.variant, precision)
     assert len(checkpoint.transformer.files) > 1
-    assert {entry.dtype for entry in checkpoint.transformer.tensors.values()} == stored
+    assert {entry.dtype for entry in entries_of(checkpoint.transformer)} == stored
     parts = checkpoint.transformer, checkpoint.autoencoder, checkpoint.language_model
-    assert total == sum(entry.size for part in parts for entry in part.tensors.values())
+    assert total == sum(entry.size for part in parts for entry in entries_of(part))
 
 
 def test_a_folder_in_use_and_a_full_disk_are_refused(tmp_path: Path) -> None:

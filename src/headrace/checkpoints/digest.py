@@ -27,10 +27,13 @@ def digest(checkpoint: Checkpoint) -> str:
     gives another hash, but a file forged to collide would not be noticed. Names and places of files do not count.
     """
     total = hashlib.sha256()
+    language_model = asdict(checkpoint.language_model_config)
+    if not language_model["paired_rotation"]:
+        del language_model["paired_rotation"]  # which older versions did not know: their pictures' hashes stay true
     shapes = {
         "transformer": asdict(checkpoint.transformer_config),
         "autoencoder": asdict(checkpoint.autoencoder_config),
-        "language_model": asdict(checkpoint.language_model_config),
+        "language_model": language_model,
         "text": asdict(checkpoint.text),
         "variant": checkpoint.variant,
     }
