@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import pytest
 
 # The networks here are so small that threads only wait for each other, above all on a machine with other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell has what it runs in its background ignore Ctrl-C, and the commands under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -145,13 +145,16 @@ def test_a_signal_ends_a_run_that_streams(wide: Path, tmp_path: Path, number: si
     command = [sys.executable, "-m", "headrace", "generate", "a cat", "--model", str(wide), "--size", "64x64"]
     command += ["--steps", "1000", "--device", "cpu", "--memory", f"{memory}B"]
     with subprocess.Popen(command, cwd=tmp_path, env=command_environment(), stderr=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + 60
-        while not reads(run.pid, wide / "transformer"):
-            assert run.poll() is None, run.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        run.send_signal(number)
-        _, said = run.communicate(timeout=60)
+        try:
+            deadline = time.monotonic() + 60
+            while not reads(run.pid, wide / "transformer"):
+                assert run.poll() is None, run.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            run.send_signal(number)
+            _, said = run.communicate(timeout=60)
+        finally:
+            run.kill()
     assert (run.returncode, said) == (1, "headrace: Stopped; nothing unfinished was written.\n")
     assert not list(tmp_path.iterdir())
 
