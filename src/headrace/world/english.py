@@ -2,107 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from headrace.world import objects
 from headrace.world.colors import Color, hex_notation
 from headrace.world.english_words import (
     ADD,
-    ADD_TEXT,
-    ASKED,
     BETWEEN,
-    CHANGE_BACKGROUND,
     CHARACTERS,
     CHECKED,
     CORNER_FRAMES,
     FACES,
-    FRAMES,
     GRADIENTS,
     IRREGULAR_PLURALS,
     ITS_SIDE,
-    KEEPING,
     LIGHT_FRAMES,
-    NOT_VERBS,
     NUMBERS,
-    OPENERS,
     OPPOSITE,
     POSED_LIKE,
     POSES,
-    PUT,
     RECOLOR,
     RELATIONS,
-    REMOVE,
-    REPLACE,
     SIDE_FRAMES,
     SIZES,
     STRIPES,
     TWO_SIDES,
-    WITH_TEXT,
 )
 from headrace.world.scene import CORNERS, Background, Figure, Group, Relation, Scene, Text
-from headrace.world.wording import Edit, Mention, Source, Wording, finish, mentions
+from headrace.world.wording import Mention, Wording
 
 
-def describe(scene: Scene, words: Wording, sources: Sequence[Source] = ()) -> str:
-    """One caption of the scene; all that it says is true. sources: of its things, where there are references."""
-    things = _things(scene, mentions(scene, sources), words)
-    text = text_phrase(scene.texts[0], words) if scene.texts else ""
-    joint = words.frame(WITH_TEXT) if things and text else "{0}{1}"
-    shown = joint.format(things, text)
-    # A background of one colour may be left to the model.
-    frame = words.frame(FRAMES) if scene.background.kind != "plain" or words.says(0.94) else words.frame(("{things}",))
-    put_together = any(source.image is not None for source in sources)
-    opener = words.frame(PUT if put_together else OPENERS) if frame.startswith("{things}") else ""
-    said = opener + frame.format(
-        things=shown,
-        background=background_phrase(scene.background, words),
-        behind=background_predicate(scene.background, words),
-    )
-    if "{1}" not in joint:
-        said += f", with {text}"
-    return finish(said + _light(scene, words), words)
+def named_text(text: Text, words: Wording) -> str:
+    """ "the word "HELLO"", of a text that is there."""
+    return f"the {words.synonym('text', 'word')} {quoted(text.text, words)}"
 
 
-def edit(change: Edit, words: Wording) -> str:
-    """One wording of a change to a picture."""
-    said = _edit(change, words)
-    asked = "" if words.structure[0].startswith(NOT_VERBS) else words.frame(ASKED)
-    return finish(asked + said + words.frame(KEEPING), words)
+def changed(mention: Mention, images: int, words: Wording) -> dict[str, str]:
+    """What a thing of image 1 is called that is to be changed; ``images`` is how many there are."""
+    old = noun_phrase(mention, words, definite=True, plainly=True)
+    if words.often(0.6 if images > 1 else 0.12):
+        old += words.synonym(" of image 1", " in image 1")
+    return {"old": old}
 
 
-def _edit(change: Edit, words: Wording) -> str:
-    after = change.after
-    if change.kind == "background":
-        said = words.frame(CHANGE_BACKGROUND).format(
-            predicate=background_predicate(after.background, words), phrase=background_phrase(after.background, words)
-        )
-    elif change.kind == "add text":
-        said = words.frame(ADD_TEXT).format(text_phrase(after.texts[0], words))
-    elif change.kind == "remove text":
-        text = f"the {words.synonym('text', 'word')} {quoted(change.before.texts[0].text, words)}"
-        said = words.frame(REMOVE).format(words.synonym("the text", text))
-    elif change.kind == "add":
-        (relation,) = after.relations
-        if relation.kind in CORNERS:
-            where = _corner_place(relation.kind, words)
-        else:
-            other = Mention(after.things[relation.others[0]])
-            where = (
-                f"{words.synonym(*RELATIONS[relation.kind])} {noun_phrase(other, words, definite=True, plainly=True)}"
-            )
-        said = words.frame(ADD).format(new=noun_phrase(Mention(after.things[change.index]), words), place=where)
-    else:
-        old = noun_phrase(Mention(change.before.things[change.index]), words, definite=True, plainly=True)
-        if words.often(0.6 if change.images > 1 else 0.12):
-            old += words.synonym(" of image 1", " in image 1")
-        if change.kind == "remove":
-            return words.frame(REMOVE).format(old)
-        new_thing = after.things[change.index]
-        if change.kind == "recolor":
-            color = _color_of(Mention(new_thing), words, plainly=True)
-            return words.frame(RECOLOR).format(old=old, color=color)
-        said = words.frame(REPLACE).format(old=old, new=_thing(Mention(new_thing, change.source), words))
-    return said
+def added(mention: Mention, place: str, words: Wording) -> str:
+    """ "add a cat left of the dog"."""
+    return words.frame(ADD).format(new=noun_phrase(mention, words), place=place)
+
+
+def recolored(old: Mapping[str, str], new: Mention, words: Wording) -> str:
+    """ "make the cat red"."""
+    color = _color_of(new, words, plainly=True)
+    return words.frame(RECOLOR).format(**old, color=color)
+
+
+def beside(kind: str, other: Mention, words: Wording) -> str:
+    """ "left of the dog"."""
+    return f"{words.synonym(*RELATIONS[kind])} {noun_phrase(other, words, definite=True, plainly=True)}"
 
 
 def noun_phrase(mention: Mention, words: Wording, *, definite: bool = False, plainly: bool = False) -> str:
@@ -191,8 +147,8 @@ def _color_of(mention: Mention, words: Wording, *, plainly: bool) -> str | None:
     return natural if natural is not None and words.often(0.25) else None
 
 
-def _things(scene: Scene, mentioned: Sequence[Mention], words: Wording) -> str:
-    phrases = [_thing(mention, words) for mention in mentioned]
+def things(scene: Scene, mentioned: Sequence[Mention], words: Wording) -> str:
+    phrases = [thing_phrase(mention, words) for mention in mentioned]
     if not scene.relations:
         return " and ".join(phrases)
     relation = scene.relations[0]
@@ -205,7 +161,7 @@ def _things(scene: Scene, mentioned: Sequence[Mention], words: Wording) -> str:
     return _two_sides(scene, mentioned, phrases, words)
 
 
-def _thing(mention: Mention, words: Wording) -> str:
+def thing_phrase(mention: Mention, words: Wording) -> str:
     said = noun_phrase(mention, words)
     if mention.source.pose is not None:
         return f"{said} {words.frame(POSED_LIKE).format(mention.source.pose)}"
@@ -245,7 +201,7 @@ def _two_sides(scene: Scene, mentioned: Sequence[Mention], phrases: Sequence[str
 
 
 def _corner(relation: Relation, phrases: Sequence[str], words: Wording) -> str:
-    place = _corner_place(relation.kind, words)
+    place = corner_place(relation.kind, words)
     subject = phrases[relation.subject]
     others = [phrase for index, phrase in enumerate(phrases) if index != relation.subject]
     if not others:
@@ -253,7 +209,7 @@ def _corner(relation: Relation, phrases: Sequence[str], words: Wording) -> str:
     return words.frame(CORNER_FRAMES).format(other=others[0], subject=subject, place=place)
 
 
-def _corner_place(corner: str, words: Wording) -> str:
+def corner_place(corner: str, words: Wording) -> str:
     vertical, horizontal = corner.split()
     return words.synonym(
         f"in the {vertical} {horizontal} corner",
@@ -334,7 +290,7 @@ def _place(text: Text, words: Wording) -> str:
     return words.synonym(f"at the {text.place}", f"at the {text.place} of the picture")
 
 
-def _light(scene: Scene, words: Wording) -> str:
+def lighting(scene: Scene, words: Wording) -> str:
     if not scene.things or not (words.often(0.12) if scene.light == "above" else words.says(0.9)):
         return ""
     source = {"left": "the left", "right": "the right"}.get(scene.light, scene.light)

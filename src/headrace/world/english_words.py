@@ -52,6 +52,8 @@ FRAMES = (
     "a picture with {background} that shows {things}",
 )
 
+WITH = "with"
+
 WITH_TEXT = ("{0} with {1}", "{0} and {1}", "{1}, {0}", "{1} and {0}", "{0}", "{0}")
 """Things with words; where the words are not among them, they come at the end of the caption."""
 
@@ -123,6 +125,8 @@ NOT_VERBS = ("the ", "instead ", "{place}")
 
 KEEPING = ("", "", ", and keep everything else", ", leave the rest as it is", " and change nothing else")
 """After an edit."""
+
+THE_TEXT = "the text"
 
 ADD_TEXT = ("add {}", "write {}", "put {} on it", "add {} to the picture", "the same picture with {}")
 

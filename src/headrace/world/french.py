@@ -2,118 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from headrace.world import objects
 from headrace.world.colors import Color, hex_notation, named
 from headrace.world.french_words import (
     ADD,
-    ADD_TEXT,
-    ASKED,
     ASPIRATED,
     BESIDE_IT,
     BETWEEN,
-    CHANGE_BACKGROUND,
     CHARACTERS,
     COLORS,
     CORNER_FRAMES,
     CORNER_PLACES,
     FACES,
-    FRAMES,
     GRADIENTS,
     INVARIABLE,
     IRREGULAR_PLURALS,
-    KEEPING,
     LIGHT_FRAMES,
     LIT_SIDES,
     MANY,
     MEDIUM,
-    NOT_VERBS,
     NUMBERS,
-    OPENERS,
     OPPOSITE,
     POSED_LIKE,
     POSES,
-    PUT,
     RECOLOR,
     RELATIONS,
-    REMOVE,
-    REPLACE,
     SIDE_FRAMES,
     SIZES,
     SOURCES,
     STRIPES,
     TWO_SIDES,
-    WITH_TEXT,
 )
 from headrace.world.scene import CORNERS, Background, Figure, Group, Relation, Scene, Text
-from headrace.world.wording import Edit, Mention, Source, Wording, finish, mentions
+from headrace.world.wording import Mention, Wording
 
 
-def describe(scene: Scene, words: Wording, sources: Sequence[Source] = ()) -> str:
-    """One caption of the scene; all that it says is true. sources: of its things, where there are references."""
-    things = _things(scene, mentions(scene, sources), words)
-    text = text_phrase(scene.texts[0], words) if scene.texts else ""
-    joint = words.frame(WITH_TEXT) if things and text else "{0}{1}"
-    shown = joint.format(things, text)
-    # A background of one colour may be left to the model.
-    frame = words.frame(FRAMES) if scene.background.kind != "plain" or words.says(0.94) else words.frame(("{things}",))
-    put_together = any(source.image is not None for source in sources)
-    opener = words.frame(PUT if put_together else OPENERS) if frame.startswith("{things}") else ""
-    said = opener + frame.format(
-        things=shown,
-        background=background_phrase(scene.background, words),
-        behind=background_predicate(scene.background, words),
-    )
-    if "{1}" not in joint:
-        said += f", avec {text}"
-    return finish(said + _light(scene, words), words)
+def named_text(text: Text, words: Wording) -> str:
+    """ "le mot "BONJOUR"", of a text that is there."""
+    return f"le {words.synonym('texte', 'mot')} {quoted(text.text, words)}"
 
 
-def edit(change: Edit, words: Wording) -> str:
-    """One wording of a change to a picture."""
-    said = _edit(change, words)
-    asked = "" if words.structure[0].startswith(NOT_VERBS) else words.frame(ASKED)
-    return finish(asked + said + words.frame(KEEPING), words)
+def changed(mention: Mention, images: int, words: Wording) -> dict[str, str]:
+    """What a thing of image 1 is called that is to be changed, with "le" and "du"; ``images`` is how many there are."""
+    image = " de l'image 1" if words.often(0.6 if images > 1 else 0.12) else ""
+    return {
+        "old": noun_phrase(mention, words, article="le", plainly=True) + image,
+        "of_old": noun_phrase(mention, words, article="du", plainly=True) + image,
+    }
 
 
-def _edit(change: Edit, words: Wording) -> str:
-    after = change.after
-    if change.kind == "background":
-        said = words.frame(CHANGE_BACKGROUND).format(
-            predicate=background_predicate(after.background, words), phrase=background_phrase(after.background, words)
-        )
-    elif change.kind == "add text":
-        said = words.frame(ADD_TEXT).format(text_phrase(after.texts[0], words))
-    elif change.kind == "remove text":
-        text = f"le {words.synonym('texte', 'mot')} {quoted(change.before.texts[0].text, words)}"
-        said = words.frame(REMOVE).format(words.synonym("le texte", text))
-    elif change.kind == "add":
-        (relation,) = after.relations
-        if relation.kind in CORNERS:
-            where = _corner_place(relation.kind, words)
-        else:
-            where = related(
-                relation.kind, Mention(after.things[relation.others[0]]), words, definite=True, plainly=True
-            )
-        added = noun_phrase(Mention(after.things[change.index]), words)
-        said = words.frame(ADD).format(new=added, place=where)
-    else:
-        old = Mention(change.before.things[change.index])
-        image = " de l'image 1" if words.often(0.6 if change.images > 1 else 0.12) else ""
-        names = {
-            "old": noun_phrase(old, words, article="le", plainly=True) + image,
-            "of_old": noun_phrase(old, words, article="du", plainly=True) + image,
-        }
-        if change.kind == "remove":
-            return words.frame(REMOVE).format(names["old"])
-        new = Mention(after.things[change.index], change.source)
-        if change.kind == "recolor":
-            color = _color_of(new, words, plainly=True)
-            said = words.frame(RECOLOR).format(**names, color="" if color is None else color_word(color, words))
-        else:
-            said = words.frame(REPLACE).format(**names, new=_thing(new, words))
-    return said
+def added(mention: Mention, place: str, words: Wording) -> str:
+    """ "ajoute un chat à gauche du chien"."""
+    said = noun_phrase(mention, words)
+    return words.frame(ADD).format(new=said, place=place)
+
+
+def recolored(old: Mapping[str, str], new: Mention, words: Wording) -> str:
+    """ "mets le chat en rouge"."""
+    color = _color_of(new, words, plainly=True)
+    return words.frame(RECOLOR).format(**old, color="" if color is None else color_word(color, words))
+
+
+def beside(kind: str, other: Mention, words: Wording) -> str:
+    """ "à gauche du chien"."""
+    return related(kind, other, words, definite=True, plainly=True)
 
 
 def noun_phrase(mention: Mention, words: Wording, *, article: str = "un", plainly: bool = False) -> str:
@@ -244,7 +198,7 @@ def _color_of(mention: Mention, words: Wording, *, plainly: bool) -> Color | Non
     return named(natural) if natural is not None and words.often(0.25) else None
 
 
-def _thing(mention: Mention, words: Wording) -> str:
+def thing_phrase(mention: Mention, words: Wording) -> str:
     return noun_phrase(mention, words) + _posed(mention, words)
 
 
@@ -254,14 +208,14 @@ def _posed(mention: Mention, words: Wording) -> str:
     return f" {pose(mention.thing, words)}" if isinstance(mention.thing, Figure) and mention.thing.pose.name else ""
 
 
-def _things(scene: Scene, mentioned: Sequence[Mention], words: Wording) -> str:
+def things(scene: Scene, mentioned: Sequence[Mention], words: Wording) -> str:
     if not scene.relations:
-        return " et ".join(_thing(mention, words) for mention in mentioned)
+        return " et ".join(thing_phrase(mention, words) for mention in mentioned)
     relation = scene.relations[0]
     if relation.kind in CORNERS:
         return _corner(relation, mentioned, words)
     if relation.kind == "between":
-        said = (_thing(mentioned[index], words) for index in (relation.subject, *relation.others))
+        said = (thing_phrase(mentioned[index], words) for index in (relation.subject, *relation.others))
         return words.frame(BETWEEN).format(*said, placed=_placed(mentioned[relation.subject], words))
     if len(scene.relations) == 1:
         return _side(relation, mentioned, words)
@@ -293,9 +247,9 @@ def _side(relation: Relation, mentioned: Sequence[Mention], words: Wording) -> s
     if "{beside}" in frame:
         beside = words.synonym(*BESIDE_IT[relation.kind])
         beside = beside.replace(" sa ", " leur ") if other.count > 1 else beside
-        return frame.format(first=_thing(subject, words), second=_thing(other, words), beside=beside)
+        return frame.format(first=thing_phrase(subject, words), second=thing_phrase(other, words), beside=beside)
     return frame.format(
-        first=_thing(subject, words),
+        first=thing_phrase(subject, words),
         placed=_placed(subject, words),
         related=related(relation.kind, other, words),
     )
@@ -303,24 +257,24 @@ def _side(relation: Relation, mentioned: Sequence[Mention], words: Wording) -> s
 
 def _two_sides(scene: Scene, mentioned: Sequence[Mention], words: Wording) -> str:
     first, second = scene.relations
-    said = f"{_thing(mentioned[first.subject], words)} {related(first.kind, mentioned[first.others[0]], words)}"
+    said = f"{thing_phrase(mentioned[first.subject], words)} {related(first.kind, mentioned[first.others[0]], words)}"
     new, kind, known = second.subject, second.kind, second.others[0]
     if new in (first.subject, first.others[0]):
         new, kind, known = known, OPPOSITE[kind], new
     place = related(kind, mentioned[known], words, definite=True, plainly=True)
-    return words.frame(TWO_SIDES).format(said, _thing(mentioned[new], words), place)
+    return words.frame(TWO_SIDES).format(said, thing_phrase(mentioned[new], words), place)
 
 
 def _corner(relation: Relation, mentioned: Sequence[Mention], words: Wording) -> str:
-    place = _corner_place(relation.kind, words)
-    subject = _thing(mentioned[relation.subject], words)
-    others = [_thing(mention, words) for index, mention in enumerate(mentioned) if index != relation.subject]
+    place = corner_place(relation.kind, words)
+    subject = thing_phrase(mentioned[relation.subject], words)
+    others = [thing_phrase(mention, words) for index, mention in enumerate(mentioned) if index != relation.subject]
     if not others:
         return f"{subject} {place}"
     return words.frame(CORNER_FRAMES).format(other=others[0], subject=subject, place=place)
 
 
-def _corner_place(corner: str, words: Wording) -> str:
+def corner_place(corner: str, words: Wording) -> str:
     where = CORNER_PLACES[corner]
     superior = where.replace("en haut à", "supérieur").replace("en bas à", "inférieur")
     return words.synonym(where, f"dans le coin {where}", f"dans le coin {superior}", f"tout {where}")
@@ -401,7 +355,7 @@ def _place(text: Text, words: Wording) -> str:
     return words.synonym(where, f"{where} de l'image")
 
 
-def _light(scene: Scene, words: Wording) -> str:
+def lighting(scene: Scene, words: Wording) -> str:
     if not scene.things or not (words.often(0.12) if scene.light == "above" else words.says(0.9)):
         return ""
     return words.frame(LIGHT_FRAMES).format(side=LIT_SIDES[scene.light], source=SOURCES[scene.light])

@@ -80,6 +80,8 @@ FRAMES = (
     "une image avec {background} qui montre {things}",
 )
 
+WITH = "avec"
+
 WITH_TEXT = ("{0} avec {1}", "{0} et {1}", "{1}, {0}", "{1} et {0}", "{0}", "{0}")
 """Things with words; where the words are not among them, they come at the end of the caption."""
 
@@ -190,6 +192,8 @@ KEEPING = (
     " sans rien changer d'autre",
 )
 """After an edit."""
+
+THE_TEXT = "le texte"
 
 ADD_TEXT = ("ajoute {}", "écris {}", "mets dessus {}", "ajoute {} à l'image", "la même image avec {}")
 
