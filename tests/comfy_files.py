@@ -12,6 +12,8 @@ from torch import Tensor
 from checkpoint_files import AUTOENCODER, LANGUAGE_MODEL, TRANSFORMER, drawn, write_tensors
 from headrace.catalog import MISTRAL_SMALL
 from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
+from headrace.nn.config import TransformerConfig
+from lora_files import DIALECTS
 
 SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"),
@@ -71,6 +73,13 @@ def vae_file(folder: Path, name: str, seed: int = 2) -> Path:
     """An autoencoder as its name says, some with a smaller decoder."""
     config = SMALL_DECODER if "small_decoder" in name else AUTOENCODER
     return write_tensors(folder / "vae" / name, tamed(drawn(autoencoder_shapes(config), seed)))
+
+
+def lora_file(folder: Path, name: str, dialect: str, config: TransformerConfig) -> Path:
+    """A LoRA for a transformer of this configuration."""
+    path = folder / "loras" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return DIALECTS[dialect](config).save(path)
 
 
 def write_models(folder: Path) -> Path:

@@ -27,6 +27,7 @@ from torch import Tensor
 from headrace.catalog import FLUX2_AUTOENCODER, QWEN3_4B
 from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
 from headrace.nn.config import TransformerConfig
+from lora_files import DIALECTS
 
 FOLDER = Path(__file__).parent / "data" / "comfy"
 
@@ -37,6 +38,7 @@ KLEIN = TransformerConfig(
     context_in_dim=96, hidden_size=256, num_heads=2, depth=1, depth_single_blocks=2, guidance_embed=False
 )
 DEV = replace(KLEIN, guidance_embed=True)
+LORAS = ("ai-toolkit", "kohya")
 
 PROMPT = "a red apple on a table"
 # What Qwen's tokenizer makes of the prompt in its template.
@@ -82,6 +84,9 @@ def write_models(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():
             save_file(drawn(shapes), folder / name)
+    (folder / "loras").mkdir(exist_ok=True)
+    for dialect in LORAS:
+        DIALECTS[dialect](KLEIN).save(folder / "loras" / f"{dialect}.safetensors")
     tokenizer = Tokenizer(models.WordLevel(dict(TOKENS), unk_token="\n"))
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in TOKENS])
     (folder / "text_encoders/qwen").mkdir(exist_ok=True)
@@ -112,6 +117,7 @@ def workflows() -> dict[str, dict[str, Any]]:
         "dev": _graph(references=1, cfg=1.0, steps=3, method="bicubic", dev=True),
         "ksampler": _ksampler(),
         "masked": _masked(),
+        "loras": _with_loras(),
     }
 
 
@@ -224,6 +230,24 @@ def _masked() -> dict[str, Any]:
     return nodes | _saved(["15", 0])
 
 
+def _with_loras() -> dict[str, Any]:
+    """Two LoRAs in a row, in two dialects."""
+    nodes = _graph(references=0, cfg=1.0, steps=3)
+    nodes["14"]["inputs"]["batch_size"] = 1
+    nodes["8"] = _node("LoraLoaderModelOnly", model=["1", 0], lora_name="ai-toolkit.safetensors", strength_model=0.6)
+    nodes["9"] = _node(
+        "LoraLoader",
+        model=["8", 0],
+        clip=["2", 0],
+        lora_name="kohya.safetensors",
+        strength_model=-0.4,
+        strength_clip=1.0,
+    )
+    nodes["4"]["inputs"]["clip"] = ["9", 1]
+    nodes["10"]["inputs"]["model"] = ["9", 0]
+    return nodes
+
+
 def _saved(latent: list[Any]) -> dict[str, Any]:
     return {
         "90": _node("VAEDecode", samples=latent, vae=["3", 0]),
@@ -267,7 +291,8 @@ def main() -> None:
             with Image.open(base / "output" / subfolder / file) as image:
                 image.convert("RGB").save(FOLDER / f"{name}-{index}.png", optimize=True)
     system = _get(f"{server}/system_stats")["system"]
-    case = {"comfyui": system["comfyui_version"], "torch": system["pytorch_version"], "arguments": system["argv"][1:]}
+    arguments = system["argv"][1 : system["argv"].index("--listen")]  # what comes behind is of the machine alone
+    case = {"comfyui": system["comfyui_version"], "torch": system["pytorch_version"], "arguments": arguments}
     (FOLDER / "case.json").write_text(json.dumps(case, indent=1) + "\n")
 
 

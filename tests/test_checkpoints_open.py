@@ -396,7 +396,9 @@ def test_the_wrong_file_in_the_place_of_another(single: dict[str, Path]) -> None
     )
     lora = write_tensors(single["model"].parent / "lora.safetensors", {"x.lora_A.weight": torch.zeros(2, 2)})
     assert "it is a LoRA" in refusal(lora)
-    assert "holds no text encoder" in refusal(**single | {"text_encoder": single["model"]}, variant="base")
+    assert "no FLUX.2 text encoder: it is a transformer" in refusal(
+        **single | {"text_encoder": single["model"]}, variant="base"
+    )
     (single["text_encoder"] / "tokenizer.json").unlink()
     assert "no tokenizer.json" in refusal(**single, variant="base")
 

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 import comfy_reference
+import headrace
 from checkpoint_files import CONFORMANCE, drawn, write_tensors
-from comfy_files import KLEIN, tamed, transformer_file, write_models
+from comfy_files import DEV, KLEIN, lora_file, tamed, transformer_file, write_models
 from headrace.checkpoints.shapes import transformer_shapes
 from headrace.comfy.engine import Settings
 from headrace.comfy.folders import model_folders
@@ -32,7 +33,9 @@ from headrace.errors import RequestError
 from headrace.memory import claims
 from headrace.memory.networks import Networks
 from headrace.memory.plan import Budget
+from headrace.nn.config import TransformerConfig
 from headrace.provenance.metadata import DIGITAL_SOURCE_TYPE
+from lora_files import DIALECTS
 
 NUMBERS = json.loads((comfy_reference.FOLDER / "numbers.json").read_text())
 FP32 = Settings(precision="fp32", device="cpu")
@@ -53,6 +56,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ComfyUI's folder with small files under the names that its templates use, and one picture."""
     folder = tmp_path_factory.mktemp("small")
     write_models(folder / "models")
+    lora_file(folder / "models", "a.safetensors", "kohya", KLEIN)
+    lora_file(folder / "models", "sub/b.safetensors", "lokr-lycoris", KLEIN)
+    for name in ("Flux_2-Turbo-LoRA_comfyui", "Flux2TurboComfyv2"):
+        lora_file(folder / "models", f"{name}.safetensors", "ai-toolkit", DEV)
     comfy_reference.write_inputs(folder / "input")
     return folder
 
@@ -134,6 +141,113 @@ def test_published_templates_run(path: Path, small: Path, tmp_path: Path) -> Non
         assert DIGITAL_SOURCE_TYPE in image.text["XML:com.adobe.xmp"]
         sides = sorted(image.size)
         assert sides in ([64, 64], [80, 112])
+
+
+def lora_graph(*loras: tuple[str, float]) -> dict[str, Any]:
+    """As `small_graph`, one picture with LoRAs in a row."""
+    graph = small_graph()
+    graph["14"]["inputs"]["batch_size"] = 1
+    for index, (name, strength) in enumerate(loras):
+        node = "LoraLoader" if index % 2 else "LoraLoaderModelOnly"
+        inputs = {"model": graph["10"]["inputs"]["model"], "lora_name": name, "strength_model": strength}
+        if node == "LoraLoader":
+            inputs |= {"clip": ["2", 0], "strength_clip": 1.0}
+        graph[f"8{index}"] = {"class_type": node, "inputs": inputs}
+        graph["10"]["inputs"]["model"] = [f"8{index}", 0]
+    return graph
+
+
+def made(graph: dict[str, Any], folder: Path, output: Path, **settings: Any) -> list[Any]:
+    (path,) = executed(graph, folder, output, **settings)
+    return pixels(path).tolist()
+
+
+def test_loras_in_a_row_make_the_picture_that_generate_makes(small: Path, tmp_path: Path) -> None:
+    graph = lora_graph(("a.safetensors", 0.5), ("sub/b.safetensors", -0.25))
+    (path,) = executed(graph, small, tmp_path)
+    models = small / "models"
+    pipeline = headrace.load(
+        models / "diffusion_models" / "flux-2-klein-4b.safetensors",
+        autoencoder=models / "vae" / "flux2-vae.safetensors",
+        text_encoder=models / "text_encoders" / "qwen_3_4b.safetensors",
+        variant="distilled",
+        precision="fp32",
+        device="cpu",
+    )
+    loras = [(models / "loras" / "a.safetensors", 0.5), (models / "loras" / "sub" / "b.safetensors", -0.25)]
+    options: dict[str, Any] = {"seed": 42, "steps": 2, "size": (48, 64), "convention": "comfy"}
+    expected = pipeline.generate(comfy_reference.PROMPT, loras=loras, **options)
+    plain = pipeline.generate(comfy_reference.PROMPT, **options)
+    assert np.array_equal(pixels(path), np.asarray(expected.image))
+    assert abs(pixels(path) - np.asarray(plain.image)).max() > 8
+    with Image.open(path) as image:
+        for record in expected.recipe.loras:
+            assert f"sha256:{record.sha256}" in image.text["XML:com.adobe.xmp"]
+
+
+def test_a_lora_is_in_the_plan_and_in_a_tight_budget(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = deep_model(small)
+    lora = lora_file(small / "models", "deep.safetensors", "kohya", config)
+    graph, plain_graph = lora_graph(("deep.safetensors", 0.5)), lora_graph()
+    graph["1"]["inputs"]["unet_name"] = plain_graph["1"]["inputs"]["unet_name"] = "deep.safetensors"
+    budget = Budget(2**34, 0)
+    monkeypatch.setattr(claims, "measured_budget", lambda *_: budget)
+    (kept,), (plan,) = run(prepared(graph, small, tmp_path / "kept"))
+    _, (plain,) = run(prepared(plain_graph, small, tmp_path / "plain"))
+    assert 0.7 * lora.stat().st_size < plan.peak_bytes - plain.peak_bytes <= lora.stat().st_size
+    budget = replace(budget, memory=plan.minimum_bytes)
+    (streamed,), (tight,) = run(prepared(graph, small, tmp_path / "streamed"))
+    assert not tight.keeps_all
+    assert np.array_equal(pixels(streamed), pixels(kept))
+    budget = replace(budget, memory=plan.minimum_bytes - 1)
+    with pytest.raises(RequestError, match="the smallest budget that works is"):
+        run(prepared(graph, small, tmp_path / "none"))
+
+
+def test_one_model_with_different_loras_in_one_graph(small: Path, tmp_path: Path) -> None:
+    graph = lora_graph(("a.safetensors", 0.5))
+    for node in ("10", "15", "90", "91"):  # a second branch without it
+        inputs = {
+            name: [f"{value[0]}b", value[1]] if isinstance(value, list) and value[0] in ("10", "15", "90") else value
+            for name, value in graph[node]["inputs"].items()
+        }
+        graph[f"{node}b"] = {"class_type": graph[node]["class_type"], "inputs": inputs}
+    graph["10b"]["inputs"]["model"] = ["1", 0]
+    both = executed(graph, small, tmp_path / "both")
+    alone = [made(lora_graph(*loras), small, tmp_path / "one") for loras in ([("a.safetensors", 0.5)], [])]
+    assert sorted(pixels(path).tolist() for path in both) == sorted(alone)
+    assert alone[0] != alone[1]
+
+
+def test_a_lora_at_strength_zero_is_as_if_it_were_not_there(small: Path, tmp_path: Path) -> None:
+    nothing = made(lora_graph(("a.safetensors", 0.0), ("sub/b.safetensors", 0.0)), small, tmp_path)
+    assert nothing == made(lora_graph(), small, tmp_path)
+
+
+def test_a_lora_for_another_model_is_refused_before_anything_is_loaded(small: Path, tmp_path: Path) -> None:
+    DIALECTS["kohya"](comfy_reference.KLEIN).save(small / "models" / "loras" / "large.safetensors")
+    with pytest.raises(RequestError, match=r"large\.safetensors was not made for flux-2-klein-4b"):
+        prepared(lora_graph(("large.safetensors", 1.0)), small, tmp_path)
+
+
+@pytest.mark.parametrize("path", [path for path in PUBLISHED if b"Turbo" in path.read_bytes()], ids=lambda p: p.name)
+def test_the_switch_of_published_templates_turns_their_lora_on(path: Path, small: Path, tmp_path: Path) -> None:
+    graph = read_workflow(path.read_bytes(), path.name).graph.to_api()
+    for node in graph.values():
+        shrink(node, small / "input")
+    switches = [node for node in graph.values() if node["class_type"] == "PrimitiveBoolean"]
+    if not switches:
+        pytest.skip("older templates have no switch")
+    pictures = []
+    for on in (False, True):
+        switches[0]["inputs"]["value"] = on
+        ready = prepared(graph, small, tmp_path)
+        assert [line.partition(" ")[0].startswith("Flux") for line in ready.loras] == [True] * on
+        ((picture,), _) = run(ready)
+        pictures.append(pixels(picture).tolist())
+    assert pictures[0] != pictures[1]
 
 
 def shrink(node: dict[str, Any], inputs: Path) -> None:
@@ -244,6 +358,15 @@ def test_pictures_of_a_batch_are_numbered_and_carry_the_workflow(small: Path, tm
         assert json.loads(image.text["workflow"]) == saved
 
 
+def deep_model(folder: Path) -> TransformerConfig:
+    """A transformer so deep that it decides what a run takes at least."""
+    config = replace(KLEIN, depth_single_blocks=40)
+    place = folder / "models" / "diffusion_models" / "deep.safetensors"
+    if not place.exists():
+        write_tensors(place, tamed(drawn(transformer_shapes(config))))
+    return config
+
+
 def test_each_network_is_loaded_once_and_within_the_budget(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,8 +381,7 @@ def test_each_network_is_loaded_once_and_within_the_budget(
             }
             graph[f"{node}b"] = {"class_type": graph[node]["class_type"], "inputs": inputs}
     graph["11b"]["inputs"]["noise_seed"] = 43
-    tensors = drawn(transformer_shapes(replace(KLEIN, depth_single_blocks=12)))
-    write_tensors(small / "models" / "diffusion_models" / "deep.safetensors", tamed(tensors))
+    deep_model(small)
     graph["1"]["inputs"]["unet_name"] = "deep.safetensors"
     budget = Budget(2**34, 0)
     monkeypatch.setattr(claims, "measured_budget", lambda *_: budget)

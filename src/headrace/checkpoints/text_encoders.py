@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headrace import catalog
 from headrace.catalog import TextSettings
 from headrace.checkpoints import configs
+from headrace.checkpoints.components import find_network
 from headrace.checkpoints.gguf import is_gguf, read_gguf
-from headrace.checkpoints.recognise import recognise
+from headrace.checkpoints.headers import Shape
 from headrace.checkpoints.weights import Weights, read_weights
 from headrace.errors import RequestError
 from headrace.nn.config import LanguageModelConfig
@@ -51,37 +53,85 @@ def find_text_encoder(path: Path, beside: Path | None = None) -> TextEncoderFile
 
 
 def _of_file(path: Path, weights: Weights, beside: Path | None) -> TextEncoderFiles:
+    config = weights.files[0].with_name("config.json")
+    return text_encoder_in_file(path, weights, config if config.is_file() else None, beside)
+
+
+def text_encoder_in_file(
+    path: Path, weights: Weights, config_file: Path | None = None, beside: Path | None = None
+) -> TextEncoderFiles:
+    """As `find_text_encoder`, of one file, whose shapes tell what it is where there is no configuration.
+
+    A folder with the name of the file, beside it, may have its configuration and its tokenizer, which is else in the
+    file or in the file's folder.
+    """
     file = weights.files[0]
-    folder = file.parent
+    folder = file.with_suffix("")
+    own = folder / "tokenizer.json"
+    config_file = folder / "config.json" if (folder / "config.json").is_file() else config_file
+    places = (own, file.with_name("tokenizer.json"), file.with_name("tokenizer") / "tokenizer.json", *_in(beside))
     if is_gguf(file):
         config, kind = gguf_config(file)
-        places = (folder / "tokenizer.json", *_in(beside))
         tokenizer = next((place for place in places if place.is_file()), file)
         return TextEncoderFiles(path, weights, config, _settings(kind), tokenizer)
-    if (folder / "config.json").is_file():
-        config, kind = configs.read_language_model_config(folder / "config.json")
+    if config_file is not None:
+        config, kind = configs.read_language_model_config(config_file)
         text = _settings(kind)
     else:
-        config, text = _published(path, weights)
-    if TEKKEN in weights.tensors:
+        config = infer_language_model_config(path, find_network(weights, "text encoder").shapes)
+        text = catalog.QWEN if config.qk_norm else catalog.MISTRAL
+    if TEKKEN in weights.tensors and not own.is_file():
         return TextEncoderFiles(path, weights, config, text, weights.tensors[TEKKEN].file)
-    places = (folder / "tokenizer.json", folder / "tokenizer" / "tokenizer.json", *_in(beside))
-    return TextEncoderFiles(path, weights, config, text, _first(path, places))
-
-
-def _published(path: Path, weights: Weights) -> tuple[LanguageModelConfig, TextSettings]:
-    """The published text encoder that has an embedding of the shape in the file."""
-    found = next((found for found in recognise(weights.tensors) if found.kind == "text encoder"), None)
+    found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise RequestError(
-            f"{path} holds no text encoder: name its file, or a folder with its config.json and tokenizer."
+            f"{path} comes without its tokenizer: put the tokenizer.json of the model it is from into {folder}."
         )
-    entry = weights.tensors.get(f"{found.prefix}embed_tokens.weight")
+    return TextEncoderFiles(path, weights, config, text, found)
+
+
+def infer_language_model_config(source: Path, stored: Mapping[str, Shape]) -> LanguageModelConfig:
+    """Works out a text encoder's configuration from the shapes of its tensors, by Hugging Face's names without prefix.
+
+    With the embedding of a published one it is that. Of others Mistral's head dimension, and what no tensor shows, are
+    the published model's; without a final norm the file was cut off above the layers that FLUX.2 reads, so that there
+    is at least one layer more in the model.
+    Raises RequestError where the shapes are no Mistral's and no Qwen3's.
+    """
+
+    def size(name: str, axis: int) -> int:
+        shape = stored.get(name, ())
+        if len(shape) <= axis or not shape[axis]:
+            raise RequestError(f"{source} is no text encoder of FLUX.2: it has no {name} of the right shape.")
+        return shape[axis]
+
+    vocabulary, hidden = (size("embed_tokens.weight", axis) for axis in (0, 1))
     for encoder in catalog.TEXT_ENCODERS:
-        if entry is not None and entry.shape == (encoder.config.vocab_size, encoder.config.hidden_size):
-            return encoder.config, encoder.settings
-    known = ", ".join(encoder.name for encoder in catalog.TEXT_ENCODERS)
-    raise RequestError(f"{path} is none of {known} by its shapes: put its config.json beside it.")
+        if (vocabulary, hidden) == (encoder.config.vocab_size, encoder.config.hidden_size):
+            return encoder.config
+    layers = configs.count_numbered(stored, "layers.")
+    if not 0 < layers <= configs.MAX_BLOCKS:
+        raise RequestError(f"{source} is no text encoder of FLUX.2: it has {layers} layers.")
+    qk_norm = "layers.0.self_attn.q_norm.weight" in stored
+    like = (catalog.QWEN3_4B if qk_norm else catalog.MISTRAL_SMALL).config
+    head_dim = size("layers.0.self_attn.q_norm.weight", 0) if qk_norm else like.head_dim
+    queries, keys = size("layers.0.self_attn.q_proj.weight", 0), size("layers.0.self_attn.k_proj.weight", 0)
+    if queries % head_dim or keys % head_dim or queries % keys:
+        raise RequestError(
+            f"{source} is none of the published text encoders, and its attention has {queries} rows for {keys}, which "
+            f"does not tell its heads: put its config.json into {source.with_suffix('')}."
+        )
+    return replace(
+        like,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=size("layers.0.mlp.gate_proj.weight", 0),
+        num_layers=layers if "norm.weight" in stored else layers + 1,
+        num_heads=queries // head_dim,
+        num_kv_heads=keys // head_dim,
+        head_dim=head_dim,
+        tie_word_embeddings="lm_head.weight" not in stored,
+    )
 
 
 def gguf_config(file: Path) -> tuple[LanguageModelConfig, str]:

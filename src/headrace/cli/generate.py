@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from headrace.cli.options import device_options
 from headrace.cli.terminal import printable, progress_bar
 from headrace.errors import RequestError
 from headrace.memory.process import peak_bytes
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 STANDARD = Path("-")
 MAX_PROMPT_BYTES = 4 * MAX_PROMPT_CHARACTERS + 8  # with a byte-order mark before it and line ends behind
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp8", "int8", "stored")
 
 _FILE = click.Path(path_type=Path)
 
@@ -88,21 +87,7 @@ _FILE = click.Path(path_type=Path)
     type=click.Choice(["base", "distilled", "kv"]),
     help="Which klein this is, where the model does not say.",
 )
-@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
-@click.option("--text-precision", type=click.Choice(PRECISIONS), help="The text encoder's. Default: as --precision.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
-@click.option(
-    "--memory",
-    metavar="SIZE",
-    help="What the run may take at most, as 6GB or 6GiB: of memory, or of the GPU's. Default: what is free less a "
-    "margin.",
-)
-@click.option(
-    "--host-memory",
-    metavar="SIZE",
-    help="With a GPU: what may be pinned of the host's memory, for weights the GPU has no room for. Default: half of "
-    "what is free.",
-)
+@device_options
 @click.option(
     "--convention",
     type=click.Choice(["diffusers", "comfy", "bfl"]),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrace.cli.generate import PRECISIONS
-from headrace.cli.terminal import print_table, progress_bar
+from headrace.cli.options import device_options
+from headrace.cli.terminal import print_table, printable, progress_bar
 from headrace.errors import RequestError
 from headrace.memory.process import peak_bytes
 from headrace.memory.sizes import parse_bytes
@@ -55,20 +55,7 @@ _FOLDER = click.Path(path_type=Path)
     help="Set a value; NODE is an id, or a title or class that only one node has. Given again for more.",
 )
 @click.option("--only", multiple=True, metavar="NODE", help="The id of a node that saves; leave out all others.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
-@click.option("--text-precision", type=click.Choice(PRECISIONS), help="The text encoder's. Default: as --precision.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
-@click.option(
-    "--memory",
-    metavar="SIZE",
-    help="What the run may take at most, as 6GB or 6GiB: of memory, or of the GPU's. Default: what is free less a "
-    "margin.",
-)
-@click.option(
-    "--host-memory",
-    metavar="SIZE",
-    help="Beside a GPU: what weights may wait in. Default: half of what is free.",
-)
+@device_options
 @click.option("--to-api", is_flag=True, help="Print the workflow in ComfyUI's API format; loads nothing.")
 @click.option("--list", "list_", is_flag=True, help="List what --set can set; loads nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print files, plans, timings and peak memory as JSON instead.")
@@ -136,6 +123,8 @@ def _run(job: Job, as_json: bool) -> None:
 
     started = time.monotonic()
     prepared = prepare(job)
+    for report in prepared.loras:
+        click.echo(printable(report), err=True)
     opened = time.monotonic()
     files, plans = _carry_out(prepared, as_json)
     if as_json:

@@ -15,13 +15,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from headrace.checkpoints import Checkpoint
+from headrace.checkpoints import digest
 from headrace.comfy.models import (
     Model,
     TextEncoder,
     Vae,
     assemble,
     open_autoencoder,
+    open_loras,
     open_text_encoder,
     open_transformer,
 )
@@ -92,10 +93,9 @@ class Rehearsal:
         self.samplings: list[Sampling] = []
 
     def encode_prompt(self, encoder: TextEncoder, text: str) -> Tensor:
-        opened = open_text_encoder(encoder.file)
+        _, found = open_text_encoder(encoder.file)
         self.prompts.append(encoder)
-        width = len(opened.settings.layers) * opened.config.hidden_size
-        return torch.empty(1, opened.settings.length, width, device="meta")
+        return torch.empty(1, found.text.length, len(found.text.layers) * found.config.hidden_size, device="meta")
 
     def encode_pixels(self, vae: Vae, pixels: Tensor) -> Tensor:
         _, config = open_autoencoder(vae.file)
@@ -155,9 +155,11 @@ class Engine:
         self._current: Stages | None = None
 
     @property
-    def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """What the graph uses."""
-        return tuple(stages.checkpoint for stages in self._stages.values())
+    def sources(self) -> list[tuple[str, str]]:
+        """Name and hash of every checkpoint and LoRA that the graph uses."""
+        checkpoints = [(stages.checkpoint.name, digest(stages.checkpoint)) for stages in self._stages.values()]
+        records = [chosen.record for stages in self._stages.values() for chosen in stages.loras]
+        return list(dict.fromkeys([*checkpoints, *((record.name, f"sha256:{record.sha256}") for record in records)]))
 
     @property
     def held_bytes(self) -> int:
@@ -177,7 +179,7 @@ class Engine:
             return
         with claimed(self, self._plans) as (_, plans), ExitStack() as stack:
             for stages, plan in zip(self._stages.values(), plans, strict=True):
-                stack.enter_context(stages.networks.within(plan))
+                stack.enter_context(stages.within(plan))
             yield plans
 
     def encode_prompt(self, encoder: TextEncoder, text: str) -> Tensor:
@@ -204,8 +206,15 @@ class Engine:
 
     def _opened(self, trio: _Trio) -> Stages:
         precision = trio.model.precision if self._settings.precision == "auto" else self._settings.precision
-        checkpoint = assemble(trio.model, trio.encoder, trio.vae)
-        return Stages(checkpoint, precision, self._settings.text_precision, self.device, self.memory, self.host_memory)
+        return Stages(
+            assemble(trio.model, trio.encoder, trio.vae),
+            precision,
+            self._settings.text_precision,
+            self.device,
+            self.memory,
+            self.host_memory,
+            open_loras(trio.model),
+        )
 
     def _plans(self, budget: Budget) -> tuple[Plan, tuple[Plan, ...]]:
         """The plan of every checkpoint, and before them the one that asks for most."""

@@ -133,7 +133,7 @@ def _within(stages: Stages, work: Work, kept_tokens: int = 0) -> Iterator[Plan]:
     """The networks as the plan for this work has them. Raises RequestError where it does not fit."""
     with (
         claimed(stages, lambda budget: (stages.plan([work], budget, kept_tokens), None)) as (plan, _),
-        stages.networks.within(plan),
+        stages.within(plan),
         torch.inference_mode(),
     ):
         yield plan

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.checkpoints import digest
 from headrace.comfy.engine import Engine, Rehearsal, Settings
 from headrace.comfy.folders import ModelFolders, check_files
 from headrace.comfy.graph import Graph, Link, Node
+from headrace.comfy.models import open_loras
 from headrace.comfy.nodes import PLAIN, WITH_SESSION
 from headrace.comfy.saving import Provenance, save_pictures, save_place
 from headrace.comfy.session import Session
@@ -59,6 +59,12 @@ class Prepared:
         """Of all samplers together."""
         return sum(sampling.steps for sampling in self.rehearsal.samplings)
 
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """What of each LoRA is applied and what is not, in a sentence."""
+        models = dict.fromkeys(sampling.guider.model for sampling in self.rehearsal.samplings)
+        return tuple(dict.fromkeys(chosen.report() for model in models for chosen in open_loras(model)))
+
 
 def prepare(job: Job) -> Prepared:
     """Everything that can be refused without loading a network.
@@ -90,11 +96,12 @@ def run(
     """
     job, written = prepared.job, []
     engine = Engine(prepared.rehearsal, job.settings, advance)
+    sources = engine.sources
     provenance = Provenance(
         job.prompt,
         job.workflow,
-        ", ".join(checkpoint.name for checkpoint in engine.checkpoints),
-        ", ".join(digest(checkpoint) for checkpoint in engine.checkpoints),
+        ", ".join(name for name, _ in sources),
+        ", ".join(sha256 for _, sha256 in sources),
     )
 
     def save(images: Tensor, prefix: str) -> None:

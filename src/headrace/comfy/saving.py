@@ -28,7 +28,7 @@ COMPRESSION = 4
 class Provenance:
     """What goes into every file. prompt: the graph in the API format; workflow: as ComfyUI's page saved it, if it did.
 
-    model, model_hash: of what made the picture.
+    model, model_hash: of what made the picture, LoRAs included; of several with commas between them.
     """
 
     prompt: Mapping[str, Any]

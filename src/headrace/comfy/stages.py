@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from headrace.checkpoints import Checkpoint
+from headrace.checkpoints.lora_choice import ChosenLora
 from headrace.comfy.sampling import sample
 from headrace.comfy.values import Guider
 from headrace.device import choose_precision, choose_text_precision, dtype_of, multiplies_bf16
@@ -24,7 +26,7 @@ CONVENTION = CONVENTIONS["comfy"]
 
 
 class Stages:
-    """What nodes ask of one checkpoint, within a plan of its `networks`.
+    """What nodes ask of one checkpoint, with LoRAs beside its transformer, while it is `within` a plan.
 
     Latents are (B, C, h, w), pixels (B, H, W, 3) in 0..1, both float32 on the CPU. precision, text_precision: as
     `headrace.load` takes them; memory, host_memory in bytes.
@@ -38,14 +40,15 @@ class Stages:
         device: torch.device,
         memory: int | None = None,
         host_memory: int | None = None,
+        loras: tuple[ChosenLora, ...] = (),
     ) -> None:
-        self.checkpoint, self.device = checkpoint, device
+        self.checkpoint, self.device, self.loras = checkpoint, device, loras
         self.memory, self.host_memory = memory, host_memory
         self.precision = choose_precision(precision, checkpoint.precision, device)
         self.text_precision = choose_text_precision(
             text_precision or precision, checkpoint.text_precision, self.precision, device
         )
-        self.networks = Networks(checkpoint, self.precision, self.text_precision, device)
+        self._networks = Networks(checkpoint, self.precision, self.text_precision, device)
         self._dtype = dtype_of(self.precision, device)
 
     @property
@@ -56,11 +59,11 @@ class Stages:
     @property
     def held_bytes(self) -> int:
         """Of the device's memory, by networks."""
-        return self.networks.held_bytes
+        return self._networks.held_bytes
 
     def release(self) -> None:
         """Let go of all networks."""
-        self.networks.release()
+        self._networks.release()
 
     def plan(self, works: Sequence[Work], budget: Budget, kept_tokens: int = 0) -> Plan:
         """How all of this fits into a budget.
@@ -70,9 +73,13 @@ class Stages:
         config, value_bytes = self.checkpoint.transformer_config, self._dtype.itemsize
         blocks = config.depth + config.depth_single_blocks
         kept = 2 * kept_tokens * config.hidden_size * value_bytes * blocks
-        model, rounded = describe_checkpoint(self.checkpoint), multiplies_bf16(self.device)
+        model, rounded = describe_checkpoint(self.checkpoint, self.loras), multiplies_bf16(self.device)
         budget = replace(budget, process=budget.process + kept)
         return plan_work(model, works, budget, self.precision, self.text_precision, rounded)
+
+    def within(self, plan: Plan) -> AbstractContextManager[None]:
+        """Follow the plan: see `Networks.within`."""
+        return self._networks.within(plan, self.loras)
 
     @cached_property
     def tokenizer(self) -> PromptTokenizer:
@@ -81,14 +88,14 @@ class Stages:
 
     def encode_prompt(self, text: str) -> Tensor:
         """(1, L, width) embeddings, in the precision of the transformer."""
-        lent = self.networks.language_model()
+        lent = self._networks.language_model()
         tokens, settings = self.tokenizer(text), self.checkpoint.text
         states = encode_tokens(lent.network, tokens, settings, CONVENTION, self.device, lent.blocks())
         return states.to("cpu", self._dtype)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Latents of pixels whose sides are multiples of the autoencoder's token size."""
-        autoencoder = self.networks.autoencoder()
+        autoencoder = self._networks.autoencoder()
         images = pixels.movedim(-1, 1) * 2 - 1
         return torch.cat(
             [autoencoder.encode(image[None].to(self.device, self._dtype)).float().cpu() for image in images]
@@ -96,7 +103,7 @@ class Stages:
 
     def decode(self, samples: Tensor) -> Tensor:
         """Pixels of latents, picture by picture."""
-        autoencoder = self.networks.autoencoder()
+        autoencoder = self._networks.autoencoder()
         images = []
         for latent in samples:
             decoded = autoencoder.decode(latent[None].to(self.device, self._dtype)).float()
@@ -125,7 +132,7 @@ class Stages:
         return made.cpu(), foreseen.cpu()
 
     def _forward(self, img: Tensor, ids: Tensor, time: Tensor, context: Tensor, *inputs: Any, **options: Any) -> Tensor:
-        lent = self.networks.transformer()
+        lent = self._networks.transformer()
         if options["references"] is not None:
             options["references"] = options["references"].to(self._dtype)
         rounded = img.to(self._dtype), ids, time, context.to(self._dtype)

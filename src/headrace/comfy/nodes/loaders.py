@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headrace.comfy.models import Model, TextEncoder, Vae
+from headrace.comfy.models import Model, TextEncoder, Vae, open_loras
 from headrace.comfy.session import Function, Session
 from headrace.errors import RequestError
 
@@ -28,10 +28,15 @@ def vae_loader(session: Session, vae_name: str) -> tuple[Vae]:
 
 
 def lora_loader_model_only(session: Session, model: Model, lora_name: str, strength_model: float) -> tuple[Model]:
-    """A model with a LoRA beside its weights; at strength 0 the model as it is."""
+    """A model with one LoRA more beside its weights; at strength 0 the model as it is.
+
+    Raises RequestError for a LoRA that is not for this model.
+    """
     if strength_model == 0:
         return (model,)
-    raise RequestError(f"The workflow applies the LoRA {lora_name}, which headrace run does not yet do; switch it off.")
+    added = replace(model, loras=(*model.loras, (session.model_file("loras", lora_name), strength_model)))
+    open_loras(added)
+    return (added,)
 
 
 def lora_loader(
