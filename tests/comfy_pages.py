@@ -26,10 +26,12 @@ CLASSES = [name for name in SPECS if name not in ("ComfySwitchNode", "DisableNoi
 def value_of(entry: Input, draw: random.Random) -> Any:
     if entry.type == "BOOLEAN":
         return draw.random() < 0.5
+    # Numbers that the page leaves alone where a primitive gives them.
     if entry.type == "INT":
-        return draw.randint(max(int(entry.minimum or 0), -100), min(int(entry.maximum or 0), 2000))
+        least = max(int(entry.minimum or 0), -100)
+        return draw.randrange(least, min(int(entry.maximum or 0), 2000) + 1, int(entry.grid))
     if entry.type == "FLOAT":
-        return draw.randint(1, 6) / 2
+        return min(draw.randint(1, 6) / 2, entry.maximum or 0)
     if entry.options:
         return draw.choice(entry.options)
     if entry.folder:

@@ -253,6 +253,84 @@ def test_get_and_set_nodes_find_each_other_from_within_a_subgraph() -> None:
     assert converted(document)["5:4"][1] == {"model": ["1", 0]}
 
 
+def grouped(**changes: Any) -> Document:
+    """A group of words, noise and an empty latent, whose width became an input, and what its instance is linked to."""
+    latent = drawn(3, "EmptyFlux2LatentImage", (64, 64, 1), {"width*": None})
+    group = {
+        "nodes": [
+            drawn(10, "CLIPTextEncode", ("red",), {"clip": None}),
+            drawn(11, "ConditioningZeroOut", (), {"conditioning": 5}),
+            drawn(12, "RandomNoise", (5, "randomize")),
+            latent,
+        ],
+        "links": [[0, 0, 1, 0, 5, "CONDITIONING"], [None, 0, 0, 0, 1, "CLIP"]],
+        "external": [[0, 0, "CONDITIONING"]],
+    }
+    instance = drawn(9, "workflow>words", ("a cat", 7, "fixed", 128, 2, 64), {"clip": 1, "width*": 2}, outputs=4)
+    document = page(
+        drawn(1, "CLIPLoader", ("a", "flux2", "default")),
+        drawn(2, "PrimitiveInt", (96, "fixed")),
+        instance | changes.pop("instance", {}),
+        drawn(4, "CFGGuider", (5,), {"positive": 3, "negative": 4}),
+        drawn(5, "SamplerCustomAdvanced", (), {"noise": 6, "latent_image": 7}),
+        links=[[1, 1, 0, 9, 0], [2, 2, 0, 9, 1], [3, 9, 0, 4, 0], [4, 9, 1, 4, 1], [6, 9, 2, 5, 0], [7, 9, 3, 5, 1]],
+    )
+    return document | {"extra": {"groupNodes": {"words": group | changes}}}
+
+
+def test_group_nodes_are_replaced_by_what_is_in_them() -> None:
+    expected = {
+        "9:0": ("CLIPTextEncode", {"text": "a cat", "clip": ["1", 0]}),
+        "9:1": ("ConditioningZeroOut", {"conditioning": ["9:0", 0]}),
+        "9:2": ("RandomNoise", {"noise_seed": 7}),
+        "9:3": ("EmptyFlux2LatentImage", {"width": ["2", 0], "height": 128, "batch_size": 2}),
+        "4": ("CFGGuider", {"cfg": 5, "positive": ["9:0", 0], "negative": ["9:1", 0]}),
+        "5": ("SamplerCustomAdvanced", {"noise": ["9:2", 0], "latent_image": ["9:3", 0]}),
+    }
+    assert expected.items() <= converted(grouped()).items()
+    assert expected.items() <= converted(grouped(instance={"type": "workflow/words"})).items()
+    without = converted(grouped(external=[]))  # then the outputs move up
+    assert without["4"][1] == {"cfg": 5, "positive": ["9:1", 0], "negative": ["9:2", 0]}
+    assert set(converted(grouped(instance={"mode": 2}))) == {"1", "2", "4", "5"}
+
+
+def test_primitives_and_reroutes_inside_a_group() -> None:
+    group = {
+        "nodes": [
+            drawn(1, "PrimitiveNode", (64, "fixed"), outputs=1),
+            drawn(2, "EmptyFlux2LatentImage", (16, 16, 1), {"width*": 1, "height*": 2}),
+            drawn(3, "Reroute", (), {"": None}),
+            drawn(4, "VAEDecode", (), {"samples": 3, "vae": None}),
+        ],
+        "links": [[0, 0, 1, 0, 1, "INT"], [0, 0, 1, 1, 1, "INT"], [2, 0, 3, 1, 1, "VAE"], [1, 0, 3, 0, 2, "LATENT"]],
+    }
+    group["nodes"][3]["inputs"][1]["link"] = 4
+    instance = drawn(9, "workflow>decoded", (80, "fixed", 3), {"VAE": 1})
+    document = page(drawn(1, "VAELoader", ("v",)), instance, links=[[1, 1, 0, 9, 0]])
+    made = converted(document | {"extra": {"groupNodes": {"decoded": group}}})
+    assert made["9:1"] == ("EmptyFlux2LatentImage", {"width": 80, "height": 80, "batch_size": 3})
+    assert made["9:3"] == ("VAEDecode", {"samples": ["9:1", 0], "vae": ["1", 0]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "given", "expected"),
+    [
+        ("EmptyFlux2LatentImage", "width", 1000, 1008),
+        ("EmptyFlux2LatentImage", "width", 999.4, 992),
+        ("EmptyLatentImage", "width", 1004, 1008),
+        ("Flux2Scheduler", "width", 1001, 1001),
+        ("FluxGuidance", "guidance", 3.56, 3.6),
+        ("BasicScheduler", "denoise", 1.234, 1.0),
+        ("CFGGuider", "cfg", 4.567, 4.57),
+        ("RandomNoise", "noise_seed", 2**63 + 1, 2**63 + 1),
+        ("CFGGuider", "cfg", "text", "text"),
+    ],
+)
+def test_a_primitives_number_is_rounded_as_by_the_page(kind: str, name: str, given: Any, expected: Any) -> None:
+    nodes = drawn(1, "PrimitiveNode", (given, "fixed"), outputs=1), drawn(2, kind, (), {f"{name}*": 1})
+    assert converted(page(*nodes, links=[[1, 1, 0, 2, 0]]))["2"][1][name] == expected
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "expected"),
     [
@@ -335,7 +413,10 @@ def within(levels: int) -> list[Any]:
         ({}, "neither the nodes"),
         ({"nodes": [{"id": 1}]}, "no id or no type"),
         ({"nodes": [{"id": 1, "type": "A", "inputs": 5, "mode": "x"}]}, None),
-        (page(drawn(1, "workflow>my group")), 'group node "my group"'),
+        (page(drawn(1, "workflow>my group")), 'group node "my group" without saying what is in it'),
+        (grouped(nodes=[drawn(1, "Other")]), 'group node "words" has Other inside'),
+        (grouped(nodes=[drawn(1, "workflow>words")]), 'group node "words" has workflow>words inside'),
+        (grouped(links=[[0, 0, 7, 0], ["x"], 5], nodes=5, external=[[1]], config=3), None),
         (nested(3, False), "32 deep, or in themselves"),
         (nested(40, True), "more than"),
         ({"nodes": [{"id": n, "type": "Note"} for n in range(10_001)]}, "10,001 nodes"),

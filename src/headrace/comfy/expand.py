@@ -7,6 +7,7 @@ The rules are those of ComfyUI's own page (ComfyUI_frontend 1.58):
 * A bypassed node passes on the input at the place of the output if its type fits, else the first of that type; a muted
   one gives nothing.
 * Reroutes and Get/Set pairs pass on, primitives give their value, notes vanish.
+* Group nodes, which are older than sub-graphs, are replaced by what is in them (`headrace.comfy.groups`).
 * A node inside a sub-graph gets the id `instance:inner`. What is linked to the sub-graph's input from outside comes
   first, then the value that the instance keeps for it, then the value of the first inner widget that it leads to.
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headrace.comfy.graph import MAX_NODES, Graph, Link, ModelFile, Node
+from headrace.comfy.groups import group_of, ungrouped
 from headrace.comfy.prompts import choose, fill_in
 from headrace.comfy.saved import BYPASSED, MUTED, Boundary, SavedGraph, SavedLink, SavedNode, SavedWorkflow, Slot
 from headrace.comfy.specs import ANY, SPECS
@@ -33,6 +35,7 @@ from headrace.comfy.widgets import (
     own_values,
     proxies,
     rescued_values,
+    rounded,
     slots,
 )
 from headrace.errors import RequestError
@@ -89,7 +92,7 @@ def expand(saved: SavedWorkflow) -> Expansion:
 
 class _Expander:
     def __init__(self, saved: SavedWorkflow) -> None:
-        self.saved = saved
+        self.saved = replace(saved, graph=ungrouped(saved.graph, saved.groups))
         self.children: dict[str, _Scope] = {}
         self.hops = 0
 
@@ -132,10 +135,10 @@ class _Expander:
             yield scope
             self._count(len(scope.graph.nodes))
             for node in scope.graph.nodes.values():
-                if node.type.startswith(("workflow>", "workflow/")):
+                if node.runs and group_of(node) is not None:
                     raise RequestError(
-                        f'The workflow has the group node "{node.type[9:]}", a kind that ComfyUI has replaced by '
-                        "sub-graphs: open the workflow in a current ComfyUI and save it again."
+                        f'The workflow has the group node "{group_of(node)}" inside another or a sub-graph: open '
+                        "the workflow in a current ComfyUI, which makes sub-graphs of them, and save it again."
                     )
                 if node.type in self.saved.definitions and node.runs:
                     instances += 1
@@ -245,7 +248,8 @@ class _Expander:
         for slot in slots(saved):
             source = self._follow_input(scope, saved, slot) if slot.link is not None else None
             if isinstance(source, _Constant):
-                inputs[slot.name] = source.value
+                known = SPECS[saved.type].input(slot.name) if saved.type in SPECS and source.typed else None
+                inputs[slot.name] = source.value if known is None else rounded(known, source.value)
                 if not source.typed:
                     dynamic.discard(slot.name)
             elif source is not None:

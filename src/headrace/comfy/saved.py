@@ -8,7 +8,7 @@ taken as empty, since every version of the page leaves out something else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headrace.comfy.graph import MAX_NODES
@@ -87,9 +87,40 @@ class SavedGraph:
 
 
 @dataclass(frozen=True)
+class SavedGroup:
+    """A group node's definition: its nodes, and links between their places. external: outputs that show outside.
+
+    config: what somebody renamed or hid, by the place of the node.
+    """
+
+    nodes: tuple[SavedNode, ...]
+    links: tuple[SavedLink, ...]
+    external: frozenset[tuple[int, int]]
+    config: Mapping[str, Any]
+
+    def shows(self, place: int, output: int, hidden: bool) -> bool:
+        """Whether an output of an inner node is one of the group's. hidden: unless said otherwise."""
+        said = _object(_object(_object(self.config.get(str(place))).get("output")).get(str(output))).get("visible")
+        return bool(said) if said is not None else not hidden or (place, output) in self.external
+
+    def shows_input(self, place: int, name: str) -> bool:
+        """Whether an input of an inner node that nothing inside is linked to is one of the group's."""
+        return self._input(place, name).get("visible") is not False
+
+    def custom_name(self, place: int, name: str) -> str | None:
+        """What somebody called an input of an inner node."""
+        custom = self._input(place, name).get("name")
+        return custom if isinstance(custom, str) else None
+
+    def _input(self, place: int, name: str) -> dict[str, Any]:
+        return _object(_object(_object(self.config.get(str(place))).get("input")).get(name))
+
+
+@dataclass(frozen=True)
 class SavedWorkflow:
     graph: SavedGraph
     definitions: Mapping[str, SavedGraph]
+    groups: Mapping[str, SavedGroup] = field(default_factory=dict)
 
     def all_nodes(self) -> Iterable[SavedNode]:
         for graph in (self.graph, *self.definitions.values()):
@@ -113,7 +144,30 @@ def parse(document: Mapping[str, Any]) -> SavedWorkflow:
                     f"The workflow's sub-graphs have more than {MAX_NODES:,} nodes, the most that are read."
                 )
             pending.append(definition)
-    return SavedWorkflow(_graph(document), definitions)
+    groups = _object(_object(document.get("extra")).get("groupNodes"))
+    return SavedWorkflow(_graph(document), definitions, {name: _group(_object(groups[name])) for name in groups})
+
+
+def _group(document: Mapping[str, Any]) -> SavedGroup:
+    """Links name places, and the type of what they carry; those that come from outside name no origin."""
+    nodes = [_node({**node, "id": place}) for place, node in enumerate(_objects(document.get("nodes"))[:MAX_NODES])]
+    links: dict[str, SavedLink] = {}
+    for number, entry in enumerate(_list(document.get("links"))):
+        if isinstance(entry, list) and len(entry) >= 4:
+            _add_link(links, [number, *entry[:4]])
+    places = {str(place) for place in range(len(nodes))}
+    external = (entry[:2] for entry in _list(document.get("external")) if isinstance(entry, list) and len(entry) > 2)
+    return SavedGroup(
+        tuple(nodes),
+        tuple(link for link in links.values() if {link.origin, link.target} <= places),
+        frozenset((place, slot) for place, slot in external if type(place) is int and type(slot) is int),
+        _object(document.get("config")),
+    )
+
+
+def with_targets(graph: SavedGraph) -> SavedGraph:
+    """The graph with `targets` as its nodes and links now are."""
+    return replace(graph, targets=_targets(graph.nodes, graph.links))
 
 
 def _graph(document: Mapping[str, Any]) -> SavedGraph:

@@ -29,7 +29,7 @@ class Input:
 
     type: what may be linked to it; where it is one of WIDGET_TYPES, also what kind of value it holds.
     default: the value a new node has; None where there is none, as for links and files.
-    minimum, maximum: inclusive bounds of a number.
+    minimum, maximum: inclusive bounds of a number. grid: the step that ComfyUI's page rounds a primitive's number to.
     options: what a COMBO may be; empty where that is not a fixed list.
     folder: where a COMBO names a file, the folder under `models/` (or `input`) that it is looked for in.
     required: whether the node is refused without it.
@@ -43,6 +43,7 @@ class Input:
     default: Value | None = None
     minimum: float | None = None
     maximum: float | None = None
+    grid: float = 1
     options: tuple[str, ...] = ()
     folder: str | None = None
     required: bool = True
@@ -87,12 +88,16 @@ def _link(name: str, kind: str | None = None, *, required: bool = True) -> Input
     return Input(name, kind or name.upper(), required=required)
 
 
-def _integer(name: str, default: int, minimum: int, maximum: int, *, required: bool = True) -> Input:
-    return Input(name, "INT", default, minimum, maximum, required=required)
+def _integer(name: str, default: int, minimum: int, maximum: int, *, grid: int = 1, required: bool = True) -> Input:
+    return Input(name, "INT", default, minimum, maximum, grid, required=required)
 
 
-def _number(name: str, default: float, minimum: float, maximum: float) -> Input:
-    return Input(name, "FLOAT", default, minimum, maximum)
+def _number(name: str, default: float, minimum: float, maximum: float, *, grid: float = 0.01) -> Input:
+    return Input(name, "FLOAT", default, minimum, maximum, grid)
+
+
+def _size(default: int, grid: int) -> tuple[Input, Input]:
+    return _integer("width", default, 16, MAX_SIDE, grid=grid), _integer("height", default, 16, MAX_SIDE, grid=grid)
 
 
 def _seed(name: str) -> Input:
@@ -129,7 +134,6 @@ _SAMPLERS = (
 
 # Which types there are changes with every version of ComfyUI, so they are not listed.
 _CLIP_TYPE = Input("type", "COMBO")
-_IMAGE_SIZE = (_integer("width", 1024, 16, MAX_SIDE), _integer("height", 1024, 16, MAX_SIDE))
 _SAMPLED = (Output("output", "LATENT"), Output("denoised_output", "LATENT"))
 _SPLIT = (Output("high_sigmas", "SIGMAS"), Output("low_sigmas", "SIGMAS"))
 
@@ -215,7 +219,7 @@ _NODES = (
     # Words.
     _node("CLIPTextEncode", (_prompt("text"), _link("clip")), ("CONDITIONING",)),
     _node("ConditioningZeroOut", (_link("conditioning"),), ("CONDITIONING",)),
-    _node("FluxGuidance", (_link("conditioning"), _number("guidance", 3.5, 0.0, 100.0)), ("CONDITIONING",)),
+    _node("FluxGuidance", (_link("conditioning"), _number("guidance", 3.5, 0.0, 100.0, grid=0.1)), ("CONDITIONING",)),
     _node("FluxDisableGuidance", (_link("conditioning"),), ("CONDITIONING",)),
     _node("ReferenceLatent", (_link("conditioning"), _link("latent", required=False)), ("CONDITIONING",)),
     _node(
@@ -227,15 +231,11 @@ _NODES = (
         ("CONDITIONING",),
     ),
     # Latents.
-    _node("EmptyFlux2LatentImage", (*_IMAGE_SIZE, _integer("batch_size", 1, 1, 4096)), ("LATENT",)),
-    _node("EmptySD3LatentImage", (*_IMAGE_SIZE, _integer("batch_size", 1, 1, 4096)), ("LATENT",)),
+    _node("EmptyFlux2LatentImage", (*_size(1024, 16), _integer("batch_size", 1, 1, 4096)), ("LATENT",)),
+    _node("EmptySD3LatentImage", (*_size(1024, 16), _integer("batch_size", 1, 1, 4096)), ("LATENT",)),
     _node(
         "EmptyLatentImage",
-        (
-            _integer("width", 512, 16, MAX_SIDE),
-            _integer("height", 512, 16, MAX_SIDE),
-            _integer("batch_size", 1, 1, 4096),
-        ),
+        (*_size(512, 8), _integer("batch_size", 1, 1, 4096)),
         ("LATENT",),
     ),
     _node("VAEEncode", (_link("pixels", "IMAGE"), _link("vae")), ("LATENT",)),
@@ -254,7 +254,7 @@ _NODES = (
             _link("model"),
             _number("max_shift", 1.15, 0.0, 100.0),
             _number("base_shift", 0.5, 0.0, 100.0),
-            *_IMAGE_SIZE,
+            *_size(1024, 8),
         ),
         ("MODEL",),
     ),
@@ -262,7 +262,7 @@ _NODES = (
     _node("RandomNoise", (_seed("noise_seed"),), ("NOISE",)),
     _node("DisableNoise", (), ("NOISE",)),
     _node("KSamplerSelect", (_choice("sampler_name", _SAMPLERS),), ("SAMPLER",)),
-    _node("Flux2Scheduler", (_integer("steps", 20, 1, 4096), *_IMAGE_SIZE), ("SIGMAS",)),
+    _node("Flux2Scheduler", (_integer("steps", 20, 1, 4096), *_size(1024, 1)), ("SIGMAS",)),
     _node(
         "BasicScheduler",
         (
@@ -318,7 +318,7 @@ _NODES = (
         (Output("output", ANY),),
     ),
     _node("PrimitiveInt", (Input("value", "INT", 0, -_MAX_PRIMITIVE, _MAX_PRIMITIVE, control=True),), ("INT",)),
-    _node("PrimitiveFloat", (_number("value", 0.0, -_MAX_PRIMITIVE, _MAX_PRIMITIVE),), ("FLOAT",)),
+    _node("PrimitiveFloat", (_number("value", 0.0, -_MAX_PRIMITIVE, _MAX_PRIMITIVE, grid=0.1),), ("FLOAT",)),
     _node("PrimitiveBoolean", (Input("value", "BOOLEAN", False),), ("BOOLEAN",)),
     _node("PrimitiveString", (Input("value", "STRING", ""),), ("STRING",)),
     _node("PrimitiveStringMultiline", (Input("value", "STRING", ""),), ("STRING",)),

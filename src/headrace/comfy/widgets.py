@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from headrace.comfy.saved import SavedGraph, SavedNode, Slot
 from headrace.comfy.specs import SPECS, Input
 
 _SEED_CONTROLS = ("fixed", "increment", "decrement", "randomize", "increment-wrap")
+# Seeds above it are whole anyway, and nothing else is as large.
+_MAX_ROUNDED = 2**53
 # What the page keeps beside the values of an input, under names that no node has.
 _PAGE_ONLY = frozenset({"control_after_generate", "upload"})
 
@@ -78,6 +81,21 @@ def _unknown_values(node: SavedNode, saved: list[Any], named: dict[str, Any]) ->
             if slot.name in ("seed", "noise_seed") and saved and saved[0] in _SEED_CONTROLS:
                 saved.pop(0)
     return ({}, False) if saved else (values, True)
+
+
+def rounded(entry: Input, value: Any) -> Any:
+    """What a primitive gives, as the page puts it into a widget: numbers on its grid, fractions in its range too."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MAX_ROUNDED:
+        return value
+    if entry.type == "INT":
+        grid = int(entry.grid)
+        shift = int(entry.minimum or 0) % grid
+        return math.floor((value - shift) / grid + 0.5) * grid + shift
+    if entry.type == "FLOAT":
+        digits = -math.floor(math.log10(entry.grid))
+        near = round(math.floor(value / entry.grid + 0.5) * entry.grid, digits)
+        return min(max(near, entry.minimum or 0), entry.maximum or 0)
+    return value
 
 
 def first_value(node: SavedNode) -> str | None:
