@@ -36,6 +36,7 @@ from headrace.errors import HeadraceError, RequestError
 from headrace.quant.codecs import decode_fp8, decode_int8, encode_fp8, fp8_scales
 from headrace.quant.formats import FP8, FP8_TENSOR, Int8, Split
 from headrace.quant.linear import Fp8Linear, Int8Linear
+from lora_files import DIALECTS, low_rank
 
 QUANTISED = re.compile(r"(double_blocks|single_blocks)\.\d+\..*(qkv|proj|mlp\.[02]|linear[12])\.weight")
 PRECISIONS = ["fp32", "bf16", "fp8", "int8"]
@@ -359,6 +360,99 @@ def test_the_command(headrace: Run, tmp_path: Path, pipeline: Path) -> None:
     assert headrace("convert", "none", "out").returncode == 2
 
 
+@pytest.mark.parametrize("layout", ["bfl", "diffusers"])
+@pytest.mark.parametrize("dialect", ["kohya", "diffusers", "lokr-kohya"])
+def test_loras_are_merged_into_what_is_written(tmp_path: Path, pipeline: Path, dialect: str, layout: Any) -> None:
+    first, second = DIALECTS[dialect](TRANSFORMER), DIALECTS["differences"](TRANSFORMER)
+    loras = [(first.save(tmp_path / "a.safetensors"), 0.5), f"{second.save(tmp_path / 'b.safetensors')}:-2"]
+    output = tmp_path / ("out" if layout == "diffusers" else "out.safetensors")
+    reports: list[str] = []
+    convert(pipeline, output, "fp32", layout, loras=loras, say=reports.append)
+    made = state(open_checkpoint(output) if layout == "diffusers" else single(output, pipeline))
+    expected = state(open_checkpoint(pipeline))
+    for drawn, strength in ((first, 0.5), (second, -2)):
+        for layer, delta in drawn.deltas.items():
+            expected[f"{layer}.weight"] = expected[f"{layer}.weight"] + strength * delta
+    assert made.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(made[name], value, rtol=1e-5, atol=1e-5)
+    assert [report.partition(" at ")[0] for report in reports] == ["a.safetensors", "b.safetensors"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8", "nvfp4"])
+def test_what_loras_change_is_rounded_once(tmp_path: Path, pipeline: Path, precision: Any) -> None:
+    lora = DIALECTS["kohya"](TRANSFORMER).save(tmp_path / "a.safetensors")
+    convert(pipeline, tmp_path / "merged", "fp32", "diffusers", loras=[lora])
+    convert(tmp_path / "merged", tmp_path / "two.safetensors", precision, "comfy")
+    convert(pipeline, tmp_path / "one.safetensors", precision, "comfy", loras=[lora])
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+def octets(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "stored"])
+def test_of_a_quantised_file_only_what_loras_change_is_written_anew(
+    tmp_path: Path, pipeline: Path, precision: Any
+) -> None:
+    convert(pipeline, tmp_path / "in.safetensors", "fp8", "comfy")
+    drawn = DIALECTS["kohya"](TRANSFORMER)
+    layers = ("single_blocks.1.linear1", "double_blocks.0.img_mlp.2", "final_layer.linear")
+    names = tuple(f"lora_unet_{layer.replace('.', '_')}." for layer in layers)
+    drawn.tensors = {name: value for name, value in drawn.tensors.items() if name.startswith(names)}
+    convert(
+        tmp_path / "in.safetensors",
+        tmp_path / "out.safetensors",
+        precision,
+        "comfy",
+        loras=[drawn.save(tmp_path / "a.safetensors")],
+    )
+    before, after = load_file(tmp_path / "in.safetensors"), load_file(tmp_path / "out.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(octets(before[name]), octets(after[name]))}
+    assert {name.rpartition(".")[0] for name in changed} == set(layers)
+    made, plain = (state(single(tmp_path / name, pipeline)) for name in ("out.safetensors", "in.safetensors"))
+    for layer in layers:
+        expected = plain[f"{layer}.weight"] + drawn.deltas[layer]
+        assert (made[f"{layer}.weight"] - expected).abs().max() <= expected.abs().max() / 14  # half a step of e4m3
+
+
+def test_magnitudes_and_norms_are_merged_and_biases_refused(tmp_path: Path, pipeline: Path) -> None:
+    layer, norm = "double_blocks.0.txt_attn.qkv", "single_blocks.0.norm.key_norm"
+    plain = state(open_checkpoint(pipeline))
+    drawn = DIALECTS["kohya"](TRANSFORMER)
+    weight = plain[f"{layer}.weight"] + drawn.deltas[layer]
+    name = f"lora_unet_{layer.replace('.', '_')}"
+    tensors = {key: value for key, value in drawn.tensors.items() if key.startswith(name)}
+    tensors |= {
+        f"{name}.dora_scale": torch.rand(len(weight), 1),
+        f"diffusion_model.{norm}.diff": torch.rand(plain[f"{norm}.scale"].shape),
+    }
+    lora = write_tensors(tmp_path / "a.safetensors", tensors)
+    convert(pipeline, tmp_path / "out.safetensors", "fp32", "bfl", loras=[lora])
+    made = load_file(tmp_path / "out.safetensors")
+    expected = weight * (tensors[f"{name}.dora_scale"] / weight.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(made[f"{layer}.weight"], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made[f"{norm}.scale"], plain[f"{norm}.scale"] + tensors[f"diffusion_model.{norm}.diff"])
+    tensors[f"{name}.diff_b"] = torch.ones(len(weight))
+    lora = write_tensors(tmp_path / "b.safetensors", tensors)
+    with pytest.raises(RequestError, match="adds a bias to"):
+        convert(pipeline, tmp_path / "biased.safetensors", "fp32", "bfl", loras=[lora])
+    assert not (tmp_path / "biased.safetensors").exists()
+
+
+def test_the_command_merges_loras(headrace: Run, tmp_path: Path, pipeline: Path) -> None:
+    DIALECTS["bfl"](TRANSFORMER).save(tmp_path / "a.safetensors")
+    plain = headrace("convert", pipeline, "plain.safetensors", "--precision", "bf16")
+    zero = headrace("convert", pipeline, "zero.safetensors", "--precision", "bf16", "--lora", "a.safetensors:0")
+    assert (plain.returncode, zero.returncode, zero.stderr) == (0, 0, "")
+    assert (tmp_path / "zero.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+    done = headrace("convert", pipeline, "out.safetensors", "--precision", "bf16", "--lora", "a.safetensors:0.5")
+    assert "a.safetensors at 0.5: LoRA of rank 3" in done.stderr
+    assert (tmp_path / "out.safetensors").read_bytes() != (tmp_path / "plain.safetensors").read_bytes()
+
+
 PEAK = """
 import re, sys
 from pathlib import Path
@@ -369,13 +463,15 @@ def peak():
 
 for number, model in enumerate(sys.argv[2:]):
     before = peak()
-    convert(model, Path(sys.argv[1]) / f"{number}.safetensors", "fp8", "comfy")
+    loras = sorted(Path(sys.argv[1]).glob("lora.safetensors")) if number else []
+    convert(model, Path(sys.argv[1]) / f"{number}.safetensors", "fp8", "comfy", loras=loras)
 print(peak() - before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_peak_memory_is_a_few_tensors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("merged", [False, True])
+def test_peak_memory_is_a_few_tensors(tmp_path: Path, merged: bool) -> None:
     from headrace.checkpoints.shapes import transformer_shapes
     from headrace.nn.config import TransformerConfig
 
@@ -385,8 +481,13 @@ def test_peak_memory_is_a_few_tensors(tmp_path: Path) -> None:
     large = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in transformer_shapes(config).items()}
     assert sum(value.nbytes for value in large.values()) > 190e6
     small = write_tensors(tmp_path / "small.safetensors", transformer_tensors())
+    if merged:
+        factors = low_rank("bfl", ".lora_A.weight", ".lora_B.weight", "", rank=192)(config).save(
+            tmp_path / "lora.safetensors"
+        )
+        assert factors.stat().st_size > 70e6
     command = [sys.executable, "-c", PEAK, tmp_path, small, write_tensors(tmp_path / "large.safetensors", large)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-    assert int(done.stdout) < 60e6
+    assert int(done.stdout) < (85e6 if merged else 60e6)

@@ -10,8 +10,8 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,8 @@ from headrace.checkpoints.layouts import (
     to_diffusers,
 )
 from headrace.checkpoints.load import TORCH_DTYPES, StoredTensors
+from headrace.checkpoints.lora_choice import ChosenLora, LoraChoice, choose_loras
+from headrace.checkpoints.merge import MergedTensors, merged_layers
 from headrace.checkpoints.open import find_source
 from headrace.checkpoints.quantised import (
     METADATA,
@@ -45,7 +47,7 @@ from headrace.checkpoints.weights import read_weights
 from headrace.checkpoints.write import TensorFile
 from headrace.errors import HeadraceError, RequestError
 from headrace.nn.config import TransformerConfig
-from headrace.quant.encode import encode, tensor_scale
+from headrace.quant.encode import encode, is_encoded, tensor_scale
 from headrace.quant.formats import (
     FP8,
     FP8_TENSOR,
@@ -194,7 +196,7 @@ def _part_shape(part: Part, shape: Shape) -> Shape:
 class _File:
     """A file to be written. path: within the folder where the output is made. config: the transformer's.
 
-    noted: whether quantised layers have their format in a tensor beside them, as ComfyUI wants it.
+    noted: whether quantised layers have their format in a tensor beside them, as ComfyUI wants it. loras: to be added.
     """
 
     path: Path
@@ -202,6 +204,11 @@ class _File:
     tensors: tuple[_Tensor, ...]
     config: TransformerConfig | None = None
     noted: bool = False
+    loras: tuple[ChosenLora, ...] = ()
+
+    def opened(self) -> StoredTensors:
+        """Where its values are read."""
+        return MergedTensors(self.component, self.loras) if self.loras else StoredTensors(self.component)
 
     def planned(self, folder: Path) -> TensorFile:
         entries = {name: entry for tensor in self.tensors for name, entry in tensor.entries(self.noted).items()}
@@ -222,6 +229,8 @@ def convert(
     precision: Precision,
     layout: OutputLayout,
     on_progress: Callable[[int, int], object] | None = None,
+    loras: Sequence[LoraChoice] = (),
+    say: Callable[[str], object] = lambda report: None,
 ) -> None:
     """Writes a model in another precision or layout; afterwards it is there whole, or nothing of it is.
 
@@ -229,12 +238,16 @@ def convert(
     pipeline, or of the transformer where it came alone. With "bfl" and "comfy" it is a file with the transformer.
     "fp8", "int8" and "nvfp4" are the linear layers of the blocks, "stored" leaves every linear layer in the format it
     is in; all else is then bf16. The autoencoder is never quantised.
-    on_progress: called after every piece with the bytes written so far and those there will be.
+    on_progress: called after every piece with the bytes written so far and those there will be. loras: as
+    `choose_loras` takes them, added in float32 to the weights that are written; say: called with what of each is
+    applied and what is not.
     Raises RequestError for what cannot be converted or does not fit on the disk, HeadraceError when writing fails.
     """
     _check(output, precision, layout)
     source = find_source(model)
-    files = _files(source, output.name, precision, layout)
+    files = _files(source, output.name, precision, layout, loras)
+    for chosen in files[0].loras:
+        say(chosen.report())
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
             targets = [file.planned(Path(work)) for file in files]
@@ -246,7 +259,7 @@ def convert(
             if layout == "diffusers":
                 _write_beside(source, Path(work) / output.name, files[0])
             for file, target in zip(files, targets, strict=True):
-                with target, StoredTensors(file.component) as stored:
+                with target, file.opened() as stored:
                     for name, first, values in file.pieces(stored):
                         target.write(name, first, values)
                         written += values.nbytes
@@ -317,20 +330,24 @@ def _writable(form: Format, width: int, precision: Precision, layout: OutputLayo
     return None
 
 
-def _files(source: Path, name: str, precision: Precision, layout: OutputLayout) -> list[_File]:
+def _files(
+    source: Path, name: str, precision: Precision, layout: OutputLayout, choices: Sequence[LoraChoice]
+) -> list[_File]:
     """The files to be written, the transformer's first. name: the output's."""
     dtype = "F32" if precision == "fp32" else "BF16"
     whole = (source / "model_index.json").is_file()
     component, config = transformer_component(read_weights(source / "transformer" if whole else source))
     shapes = transformer_shapes(config)
     formats = _written(source, precision, layout, shapes, component.formats)
+    loras = choose_loras(choices, config, source.stem)
+    component = _merging(component, formats, loras)
     if layout != "diffusers":
         tensors = _tensors(as_stored(shapes), dtype, formats)
-        return [_File(Path(name), component, tensors, config, noted=layout == "comfy")]
+        return [_File(Path(name), component, tensors, config, layout == "comfy", loras)]
     tensors = _tensors(to_diffusers(TRANSFORMER_RULES, shapes), dtype, formats)
     if not whole:
-        return [_File(Path(name, WEIGHTS), component, tensors, config)]
-    files = [_File(Path(name, "transformer", WEIGHTS), component, tensors, config)]
+        return [_File(Path(name, WEIGHTS), component, tensors, config, loras=loras)]
+    files = [_File(Path(name, "transformer", WEIGHTS), component, tensors, config, loras=loras)]
     component, autoencoder = autoencoder_component(read_weights(source / "vae"))
     plan = to_diffusers(AUTOENCODER_RULES, autoencoder_shapes(autoencoder), len(autoencoder.channels))
     files.append(_File(Path(name, "vae", WEIGHTS), component, _tensors(plan, dtype, {})))
@@ -340,6 +357,22 @@ def _files(source: Path, name: str, precision: Precision, layout: OutputLayout) 
     tensors = _tensors(as_stored(shapes), dtype, formats, prefix)
     files.append(_File(Path(name, "text_encoder", "model.safetensors"), component, tensors))
     return files
+
+
+def _merging(component: Component, written: Mapping[str, Format], loras: Sequence[ChosenLora]) -> Component:
+    """A transformer whose layers that LoRAs change are decoded and written anew, not copied.
+
+    Raises RequestError where one of them is to be written in a format that can only be copied.
+    """
+    changed = merged_layers(loras)
+    for layer in sorted(changed & written.keys()):
+        if not is_encoded(written[layer]):
+            raise RequestError(
+                f"{component.source} holds {layer} in a kind of {written[layer].precision} that is only copied, but a "
+                "LoRA changes it: choose another --precision."
+            )
+    kept = {layer: form for layer, form in component.formats.items() if layer not in changed}
+    return replace(component, formats=kept)
 
 
 def _text_encoder(folder: Path) -> tuple[Component, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from headrace.cli.terminal import progress_bar, readable_bytes
+from headrace.cli.terminal import printable, progress_bar, readable_bytes
 
 if TYPE_CHECKING:
     from headrace.checkpoints.convert import OutputLayout, Precision
@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     help="diffusers writes a folder with all that IN has; bfl and comfy write one .safetensors file with the "
     "transformer. Default: bfl for a .safetensors file, else diffusers.",
 )
-def convert(source: str, output: Path, precision: str, layout: str | None) -> None:
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="PLACE[:STRENGTH]",
+    help="A LoRA to merge into the transformer, as for generate. Given again for more.",
+)
+def convert(source: str, output: Path, precision: str, layout: str | None, loras: tuple[str, ...]) -> None:
     """Write a model in another precision or layout.
 
     IN is the name of a model, a folder, a transformer file or a hub id. In fp8, int8 and nvfp4 the linear layers of
@@ -38,6 +45,7 @@ def convert(source: str, output: Path, precision: str, layout: str | None) -> No
     \b
     headrace convert klein-4b klein-4b-int8 --precision int8
     headrace convert klein-4b klein-4b-fp8.safetensors --precision fp8 --layout comfy
+    headrace convert klein-4b styled.safetensors --precision bf16 --lora style.safetensors:0.8
     """
     from headrace.checkpoints.convert import convert as write
 
@@ -53,7 +61,10 @@ def convert(source: str, output: Path, precision: str, layout: str | None) -> No
             advance(percent - shown)
             shown = percent
 
-        write(source, output, cast("Precision", precision), cast("OutputLayout", layout), on_progress)
+        def say(report: str) -> None:
+            click.echo(printable(report), err=True)
+
+        write(source, output, cast("Precision", precision), cast("OutputLayout", layout), on_progress, loras, say)
     click.echo(f"wrote {output} ({readable_bytes(_size(output))})")
 
 

@@ -25,6 +25,14 @@ def tensor_scale(form: Format, largest: Tensor) -> Tensor | None:
     return None
 
 
+def is_encoded(form: Format) -> bool:
+    """Whether `encode` writes this format."""
+    match form:
+        case Fp8(codes="F8_E4M3") | Int8(scales="row") | Nvfp4(dialect="comfy", smoothed=False):
+            return True
+    return False
+
+
 def encode(form: Format, values: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
     """The parts of float32 rows (n, K), flat. scale: of the whole matrix, from `tensor_scale`.
 
