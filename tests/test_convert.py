@@ -444,9 +444,8 @@ def test_magnitudes_and_norms_are_merged_and_biases_refused(tmp_path: Path, pipe
 
 def test_the_command_merges_loras(headrace: Run, tmp_path: Path, pipeline: Path) -> None:
     DIALECTS["bfl"](TRANSFORMER).save(tmp_path / "a.safetensors")
-    plain = headrace("convert", pipeline, "plain.safetensors", "--precision", "bf16")
-    zero = headrace("convert", pipeline, "zero.safetensors", "--precision", "bf16", "--lora", "a.safetensors:0")
-    assert (plain.returncode, zero.returncode, zero.stderr) == (0, 0, "")
+    convert(pipeline, tmp_path / "plain.safetensors", "bf16", "bfl")
+    convert(pipeline, tmp_path / "zero.safetensors", "bf16", "bfl", loras=[f"{tmp_path / 'a.safetensors'}:0"])
     assert (tmp_path / "zero.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
     done = headrace("convert", pipeline, "out.safetensors", "--precision", "bf16", "--lora", "a.safetensors:0.5")
     assert "a.safetensors at 0.5: LoRA of rank 3" in done.stderr
@@ -482,12 +481,12 @@ def test_peak_memory_is_a_few_tensors(tmp_path: Path, merged: bool) -> None:
     assert sum(value.nbytes for value in large.values()) > 190e6
     small = write_tensors(tmp_path / "small.safetensors", transformer_tensors())
     if merged:
-        factors = low_rank("bfl", ".lora_A.weight", ".lora_B.weight", "", rank=192)(config).save(
+        factors = low_rank("bfl", ".lora_A.weight", ".lora_B.weight", "", rank=128)(config).save(
             tmp_path / "lora.safetensors"
         )
-        assert factors.stat().st_size > 70e6
+        assert factors.stat().st_size > 45e6
     command = [sys.executable, "-c", PEAK, tmp_path, small, write_tensors(tmp_path / "large.safetensors", large)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-    assert int(done.stdout) < (85e6 if merged else 60e6)
+    assert int(done.stdout) < (105e6 if merged else 60e6)
