@@ -25,7 +25,7 @@ HOUSE = [
     {"request"},
     {"pipeline"},
     {"doctor", "world", "bench"},
-    {"train"},
+    {"train", "evals"},
     {"comfy"},
     {"cli"},
     {"__main__"},

@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "Run a ComfyUI workflow without ComfyUI.",
     "templates": "List workflows that are ready to run, and write one.",
     "train": "Train a model from scratch.",
+    "eval": "Score a model on the drawn world.",
     "bench": "Measure this machine, and what Headrace does on it.",
     "doctor": "Say whether this machine computes what it should, and how fast.",
 }

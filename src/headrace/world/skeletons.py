@@ -111,22 +111,26 @@ def named_pose(chance: random.Random, name: str) -> Pose:
     """The pose of this name, no two quite alike. Raises KeyError for a name that is not in `POSES`."""
     angles = [angle + chance.uniform(-5, 5) for angle in POSES[name]]
     lean = chance.uniform(-4, 4) + (chance.choice((-8, 8)) if name in ("running", "dancing") else 0)
-    return Pose(_keypoints(angles, lean, chance.uniform(-6, 6), flipped=chance.random() < 0.5), name)
+    return Pose(keypoints(angles, lean, chance.uniform(-6, 6), flipped=chance.random() < 0.5), name)
 
 
 def any_pose(chance: random.Random) -> Pose:
     """A pose without a name: limbs anywhere they can go without crossing the body."""
     arms = [angle for _ in range(2) for angle in _bent(chance, chance.uniform(8, 165), (-75, 115))]
     legs = [angle for _ in range(2) for angle in _bent(chance, chance.triangular(2, 72, 8), (-45, 40))]
-    return Pose(_keypoints([*arms, *legs], chance.uniform(-16, 16), chance.uniform(-18, 18), flipped=False))
+    return Pose(keypoints([*arms, *legs], chance.uniform(-16, 16), chance.uniform(-18, 18)))
 
 
 def _bent(chance: random.Random, upper: float, bend: tuple[float, float]) -> tuple[float, float]:
     return upper, max(-60.0, min(178.0, upper + chance.triangular(*bend, 0)))
 
 
-def _keypoints(angles: Sequence[float], lean: float, nod: float, *, flipped: bool) -> tuple[Point, ...]:
-    """Joint angles in degrees -> keypoints in figure units."""
+def keypoints(angles: Sequence[float], lean: float, nod: float, *, flipped: bool = False) -> tuple[Point, ...]:
+    """Joint angles in degrees -> keypoints in figure units.
+
+    angles: as those of `POSES`. lean: of the upper body, clockwise as seen; nod: of the head on top of that. flipped:
+    right and left exchanged.
+    """
     points: dict[str, Point] = {"neck": (0.0, 0.0)}
     for side, sign, arm, leg in (("right", -1, angles[0:2], angles[4:6]), ("left", 1, angles[2:4], angles[6:8])):
         shoulder = points[f"{side} shoulder"] = (sign * _SHOULDER[0], _SHOULDER[1])
