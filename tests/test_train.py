@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,20 +16,26 @@ from safetensors.torch import load_file
 from torch import nn
 
 from headrace.errors import RequestError
+from headrace.flow.latents import to_tokens
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
 from headrace.text.templates import TEMPLATES
 from headrace.text.tokens import PromptTokenizer
 from headrace.train import autoencoder, optimizers, run, transformer
 from headrace.train.export import ModelSettings, export
-from headrace.train.latents import encode_scenes
 from headrace.train.loop import Loop
+from headrace.train.samples import encode_samples
 from headrace.train.tokenizer import learn_tokenizer
+from headrace.world.draw import picture
+from headrace.world.tasks import TASKS, sample
 
 LOOP = Loop(
     steps=4, batch=4, warm_up=2, decay=2, muon_rate=1e-3, adam_rate=1e-3, average_decay=0.9, save_every=2, log_every=1
 )
 AUTOENCODER = autoencoder.AutoencoderTraining(
-    network=AutoencoderConfig(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=1), loop=LOOP
+    network=AutoencoderConfig(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=1),
+    loop=LOOP,
+    noise=0.1,
+    edge_weight=0.5,
 )
 TRANSFORMER = transformer.TransformerTraining(
     transformer=TransformerConfig(
@@ -54,9 +61,12 @@ TRANSFORMER = transformer.TransformerTraining(
         tie_word_embeddings=True,
     ),
     text=transformer.TextSettings("qwen", (1, 2, 3), "right", 96),
-    sizes=((32, 32), (48, 32)),
+    sizes=((64, 64), (96, 64)),
     main_size_steps=1,
     loop=LOOP,
+    time_mean=0.8,
+    time_deviation=1.2,
+    empty_share=0.1,
     preview_steps=1,
 )
 
@@ -81,7 +91,9 @@ def small_autoencoder() -> autoencoder.Autoencoder:
 
 @pytest.fixture(scope="module")
 def prompt_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PromptTokenizer:
-    return transformer.prepare_tokenizer(tmp_path_factory.mktemp("tokenizer"), TRANSFORMER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "SAMPLES_FOR_TOKENIZER", 1000)
+        return transformer.prepare_tokenizer(tmp_path_factory.mktemp("tokenizer"), TRANSFORMER)
 
 
 def test_autoencoder_resumes_to_the_same_bits(tmp_path: Path) -> None:
@@ -95,11 +107,11 @@ def test_autoencoder_resumes_to_the_same_bits(tmp_path: Path) -> None:
 def test_transformer_resumes_to_the_same_bits(
     tmp_path: Path, small_autoencoder: autoencoder.Autoencoder, prompt_tokenizer: PromptTokenizer
 ) -> None:
-    latents = [encode_scenes(small_autoencoder, 40, size, tmp_path / f"{size}.npy") for size in TRANSFORMER.sizes]
+    samples = [encode_samples(small_autoencoder, 24, size, tmp_path / f"{size}") for size in TRANSFORMER.sizes]
 
     def train(name: str, report: Callable[[str], None], *, resume: bool = False) -> None:
         transformer.train(
-            TRANSFORMER, tmp_path / name, latents, prompt_tokenizer, small_autoencoder, resume=resume, report=report
+            TRANSFORMER, tmp_path / name, samples, prompt_tokenizer, small_autoencoder, resume=resume, report=report
         )
 
     train("whole", lambda _: None)
@@ -146,9 +158,10 @@ def test_log_has_a_row_a_step_also_when_steps_are_taken_again(tmp_path: Path) ->
     assert all(float(row["loss"]) > 0 for row in rows)
 
 
-def test_finished_autoencoder_gives_unit_variance_and_is_bf16(tmp_path: Path) -> None:
+def test_finished_autoencoder_gives_unit_variance_and_is_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder, "STATISTICS_PICTURES", 128)
     autoencoder.train(AUTOENCODER, tmp_path, report=lambda _: None)
-    model = autoencoder.finish(tmp_path, AUTOENCODER)
+    model = autoencoder.finish(tmp_path)
     assert all(t.dtype == torch.int64 or torch.equal(t, t.bfloat16().float()) for t in model.state_dict().values())
     images = autoencoder.batch(AUTOENCODER, 2)
     deviation = model.encode(images).std(dim=(0, 2, 3)).mean()
@@ -196,9 +209,9 @@ def test_export_loads_and_draws(
     nn.init.normal_(network.transformer.final_layer.linear.weight, std=0.02)
     settings = ModelSettings("small", 3, guidance=1.0, distilled=True, default_size=(32, 48))
     export(tmp_path, network, small_autoencoder, prompt_tokenizer.tokenizer, TRANSFORMER.text, settings)
-    picture = headrace.load(tmp_path, precision="fp32").generate("a cat", seed=1)
-    assert picture.image.size == (32, 48)
-    assert picture.recipe.steps == 3
+    made = headrace.load(tmp_path, precision="fp32").generate("a cat", seed=1)
+    assert made.image.size == (32, 48)
+    assert made.recipe.steps == 3
     assert json.loads((tmp_path / "headrace.json").read_text(encoding="utf-8"))["text_length"] == 96
 
 
@@ -207,3 +220,36 @@ def test_command_trains_and_resumes(tmp_path: Path) -> None:
 
     result = CliRunner().invoke(train, ["autoencoder", str(tmp_path), "--resume"])
     assert isinstance(result.exception, RequestError)
+
+
+def test_samples_come_back_as_they_were_encoded(tmp_path: Path, small_autoencoder: autoencoder.Autoencoder) -> None:
+    samples = encode_samples(small_autoencoder, 40, (64, 64), tmp_path)
+    assert sorted(seed for seeds in samples.seeds.values() for seed in seeds) == list(range(40))
+    kind = max(samples.seeds, key=lambda kind: kind.references)
+    seed = int(samples.seeds[kind][-1])
+    asked = sample(seed, 64, 64)
+    assert (asked.task, len(asked.references)) == kind
+    target, references = samples.latents(kind, np.array([len(samples.seeds[kind]) - 1]))
+    parts = references[0].split([height * width for height, width in samples.reference_grids(kind)])
+    for scene, tokens in zip((asked.target, *asked.references), (target[0], *parts), strict=True):
+        expected = to_tokens(small_autoencoder.encode(run.to_tensor([picture(scene)])))[0]
+        torch.testing.assert_close(tokens, expected, atol=0.1, rtol=0.05)
+    again = encode_samples(small_autoencoder, 40, (64, 64), tmp_path)
+    assert np.array_equal(again.tokens, samples.tokens)
+
+
+def test_every_kind_of_sample_is_learned_from(
+    tmp_path: Path, small_autoencoder: autoencoder.Autoencoder, prompt_tokenizer: PromptTokenizer
+) -> None:
+    samples = encode_samples(small_autoencoder, 40, (64, 64), tmp_path)
+    drawn = set()
+    for step in range(60):
+        kind = transformer.kind_of(TRANSFORMER, samples, step)
+        if kind in drawn:
+            continue
+        drawn.add(kind)
+        batch = transformer.draw_batch(TRANSFORMER, samples, kind, prompt_tokenizer, step)
+        tokens = sum(height * width for height, width in samples.reference_grids(kind))
+        assert batch.references.shape == (LOOP.batch, tokens, 128)
+        assert torch.isfinite(batch.latent).all()
+    assert {kind.task for kind in drawn} == set(TASKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from headrace.train.loop import Loop
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 _TOKENIZER = "tokenizer"
 
 
@@ -26,59 +28,76 @@ def train() -> None:
     """
 
 
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What every training takes beside the folder of its run."""
+    for option in (
+        click.option(
+            "--decay", type=click.IntRange(1), help="Over how many of the last steps the rate falls to nothing."
+        ),
+        click.option("--steps", type=click.IntRange(1), help="Train so many, whatever the settings say."),
+        click.option(
+            "--resume", is_flag=True, help="Go on from where the run in FOLDER was cut off, to the same bits."
+        ),
+        click.option("--config", type=_FILE, help="A TOML file with all settings. Default: sprite's."),
+        click.argument("folder", type=_FOLDER),
+    ):
+        command = option(command)
+    return command
+
+
 @train.command()
-@click.argument("folder", type=_FOLDER)
-@click.option("--resume", is_flag=True, help="Go on from where the run in FOLDER was cut off, to the same bits.")
-@click.option("--steps", type=click.IntRange(1), help="Default: as sprite was trained.")
-@click.option("--decay", type=click.IntRange(1), help="Over how many of the last steps the rate falls to nothing.")
-@click.option("--seed", type=click.IntRange(0), help="Default: sprite's.")
-def autoencoder(folder: Path, resume: bool, steps: int | None, decay: int | None, seed: int | None) -> None:
+@_run_options
+def autoencoder(folder: Path, config: Path | None, resume: bool, steps: int | None, decay: int | None) -> None:
     """Train the autoencoder, with state, log and result in FOLDER."""
     import torch
 
     from headrace.train.autoencoder import AutoencoderTraining, decibels, finish, train
+    from headrace.train.settings import SPRITE, read_settings
 
     torch.set_num_threads(1)
-    default = AutoencoderTraining()
-    config = replace(default, loop=_changed(default.loop, steps, decay, seed))
-    train(config, folder, resume=resume, report=click.echo)
-    click.echo(f"held-out pictures: {decibels(finish(folder, config)):.2f} dB")
+    settings = read_settings(config or SPRITE / "autoencoder.toml", AutoencoderTraining)
+    train(replace(settings, loop=_changed(settings.loop, steps, decay)), folder, resume=resume, report=click.echo)
+    click.echo(f"held-out pictures: {decibels(finish(folder)):.2f} dB")
 
 
 @train.command()
-@click.argument("folder", type=_FOLDER)
+@_run_options
 @click.option("--autoencoder", "autoencoder_folder", type=_FOLDER, required=True, help="A finished autoencoder's run.")
-@click.option("--resume", is_flag=True, help="Go on from where the run in FOLDER was cut off, to the same bits.")
-@click.option("--scenes", type=click.IntRange(1), default=16_000, show_default=True, help="So many are encoded first.")
-@click.option("--steps", type=click.IntRange(1), help="Default: as sprite was trained.")
-@click.option("--decay", type=click.IntRange(1), help="Over how many of the last steps the rate falls to nothing.")
-@click.option("--seed", type=click.IntRange(0), help="Default: sprite's.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=32_000,
+    show_default=True,
+    help="So many are encoded first, and a quarter of that for each other size.",
+)
 def transformer(
     folder: Path,
+    config: Path | None,
     autoencoder_folder: Path,
     resume: bool,
-    scenes: int,
+    samples: int,
     steps: int | None,
     decay: int | None,
-    seed: int | None,
 ) -> None:
     """Train the transformer and its text encoder, with state, log and pictures in FOLDER."""
     import torch
 
-    from headrace.train.autoencoder import AutoencoderTraining, finish
-    from headrace.train.latents import encode_scenes
+    from headrace.train.autoencoder import finish
+    from headrace.train.samples import encode_samples
+    from headrace.train.settings import SPRITE, read_settings
     from headrace.train.transformer import TransformerTraining, prepare_tokenizer, train
 
     torch.set_num_threads(1)
-    default = TransformerTraining()
-    config = replace(default, loop=_changed(default.loop, steps, decay, seed))
-    decoder = finish(autoencoder_folder, AutoencoderTraining())
-    tokenizer = prepare_tokenizer(folder / _TOKENIZER, config)
-    latents = [
-        encode_scenes(decoder, scenes, (width, height), folder / f"latents-{scenes}-{width}x{height}.npy")
-        for width, height in config.sizes
+    settings = read_settings(config or SPRITE / "transformer.toml", TransformerTraining)
+    settings = replace(settings, loop=_changed(settings.loop, steps, decay))
+    decoder = finish(autoencoder_folder)
+    tokenizer = prepare_tokenizer(folder / _TOKENIZER, settings)
+    counts = [samples, *[-(-samples // 4)] * (len(settings.sizes) - 1)]
+    encoded = [
+        encode_samples(decoder, count, size, folder / f"samples-{count}-{size[0]}x{size[1]}")
+        for size, count in zip(settings.sizes, counts, strict=True)
     ]
-    train(config, folder, latents, tokenizer, decoder, resume=resume, report=click.echo)
+    train(settings, folder, encoded, tokenizer, decoder, resume=resume, report=click.echo)
 
 
 @train.command()
@@ -89,21 +108,22 @@ def transformer(
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="The model's default when used.")
 def export(folder: Path, autoencoder_folder: Path, output: Path, name: str, steps: int) -> None:
     """Write the model trained in FOLDER in diffusers' layout, in bf16, for `--model`."""
-    from headrace.train.autoencoder import AutoencoderTraining, finish
+    from headrace.train.autoencoder import finish
     from headrace.train.export import ModelSettings, export
+    from headrace.train.run import described
     from headrace.train.transformer import TransformerTraining, prepare_tokenizer, trained
 
-    config = TransformerTraining()
+    _, settings = described(folder, TransformerTraining)
     export(
         output,
-        trained(config, folder),
-        finish(autoencoder_folder, AutoencoderTraining()),
-        prepare_tokenizer(folder / _TOKENIZER, config).tokenizer,
-        config.text,
-        ModelSettings(name, steps, guidance=1.0, distilled=True, default_size=config.sizes[0]),
+        trained(settings, folder),
+        finish(autoencoder_folder),
+        prepare_tokenizer(folder / _TOKENIZER, settings).tokenizer,
+        settings.text,
+        ModelSettings(name, steps, guidance=1.0, distilled=True, default_size=settings.sizes[0]),
     )
     click.echo(f"wrote {output}")
 
 
-def _changed(loop: Loop, steps: int | None, decay: int | None, seed: int | None) -> Loop:
-    return replace(loop, steps=steps or loop.steps, decay=decay or loop.decay, seed=loop.seed if seed is None else seed)
+def _changed(loop: Loop, steps: int | None, decay: int | None) -> Loop:
+    return replace(loop, steps=steps or loop.steps, decay=decay or loop.decay)

@@ -1,4 +1,4 @@
-"""Trains the autoencoder on drawn scenes."""
+"""Trains the autoencoder on what the world draws: answers to requests, and the references they speak of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,10 +20,9 @@ from headrace.nn.autoencoder import Autoencoder, patchify
 from headrace.nn.config import AutoencoderConfig
 from headrace.train import run, shards
 from headrace.train.loop import Loop, learn
-from headrace.world.colors import RGB
 from headrace.world.draw import picture
 from headrace.world.layout import scene
-from headrace.world.scene import plain
+from headrace.world.tasks import sample
 
 CROP = 64
 """Side of the crops in pixels: most of a picture is plain, so crops around objects teach more per pixel."""
@@ -31,36 +30,24 @@ CROP = 64
 WHOLE_EVERY = 3
 """Every third step sees whole pictures instead of crops: group norm must know their statistics too."""
 
-FINISHED = "autoencoder.safetensors"
-"""The finished weights in a run folder."""
+TEXT_SHARE = 0.2
+"""So many of the pictures are sure to have words: letters are the smallest things that must be seen."""
+
+STATISTICS_PICTURES = 1024
+"""Over which the latent's mean and variance are measured."""
 
 ADAM_ONLY = ("conv_in.weight", "decoder.conv_out.weight")
 """Layers that touch pixels or the latent directly, which Muon's even-handed updates do not suit."""
-
-SPRITE = Loop(
-    steps=1400,
-    batch=32,
-    warm_up=100,
-    decay=650,
-    muon_rate=7e-3,
-    adam_rate=2e-3,
-    average_decay=0.998,
-    save_every=250,
-    log_every=50,
-)
-"""As the shipped weights were trained."""
 
 
 @dataclass(frozen=True)
 class AutoencoderTraining:
     """A run. The loop's batch counts crops of 64x64; ``noise`` is a share of each latent channel's deviation."""
 
-    network: AutoencoderConfig = field(
-        default_factory=lambda: AutoencoderConfig(channels=(16, 32, 64, 128), layers_per_block=1, norm_groups=1)
-    )
-    loop: Loop = SPRITE
-    noise: float = 0.1
-    edge_weight: float = 0.5
+    network: AutoencoderConfig
+    loop: Loop
+    noise: float
+    edge_weight: float
 
 
 def train(
@@ -100,19 +87,16 @@ def batch(config: AutoencoderTraining, step: int) -> Tensor:
 
 
 def _picture(seed: int, whole: bool) -> Image.Image:
-    drawn = scene(seed)
     chance = random.Random(f"crop/{seed}")
-    if chance.random() < 0.5:
-        drawn = dataclasses.replace(drawn, background=plain(_color(chance)))
+    shown = sample(seed, task="scene", kind="text") if chance.random() < TEXT_SHARE else sample(seed)
+    size = shown.target.width, shown.target.height
+    pictures = (shown.target, *shown.references)
+    drawn = chance.choice([one for one in pictures if not whole or (one.width, one.height) == size])
     image = picture(drawn)
     if whole:
         return image
     left, top = chance.randrange(drawn.width - CROP + 1), chance.randrange(drawn.height - CROP + 1)
     return image.crop((left, top, left + CROP, top + CROP))
-
-
-def _color(chance: random.Random) -> RGB:
-    return chance.randrange(256), chance.randrange(256), chance.randrange(256)
 
 
 def _losses(model: Autoencoder, config: AutoencoderTraining, step: int) -> list[shards.Loss]:
@@ -143,12 +127,12 @@ def _loss(
 
 
 @torch.no_grad()
-def measure_statistics(model: Autoencoder, *, seed: int, pictures: int = 1024) -> None:
+def measure_statistics(model: Autoencoder, *, seed: int) -> None:
     """Sets the model's batch-norm statistics from scenes, so that ``encode`` gives zero mean and unit variance."""
     total = torch.zeros(model.config.token_channels, dtype=torch.float64)
     squares, count = total.clone(), 0
-    for start in range(0, pictures, 64):
-        images = run.to_tensor([picture(scene(seed * 1_000_000_007 + start + i)) for i in range(64)])
+    for start in range(0, STATISTICS_PICTURES, 64):
+        images = run.to_tensor([_picture(seed * 1_000_000_007 + start + i, True) for i in range(64)])
         tokens = patchify(model.encode_moments(images)[0]).double().transpose(0, 1).flatten(1)
         total += tokens.sum(1)
         squares += tokens.square().sum(1)
@@ -169,13 +153,15 @@ def decibels(model: Autoencoder, *, pictures: int = 256) -> float:
     return float(torch.cat(ratios).mean())
 
 
-def finish(folder: Path, config: AutoencoderTraining) -> Autoencoder:
+def finish(folder: Path) -> Autoencoder:
     """The trained autoencoder of a run folder with its latent statistics, rounded to bf16 as it will be shipped.
 
-    The result is kept in the folder, so that latents, training and export all see the same numbers.
+    The result is kept in the folder until the run goes on, so that latents, training and export all see the same
+    numbers. Raises RequestError where nothing was trained.
     """
+    step, config = run.described(folder, AutoencoderTraining)
     model = Autoencoder(config.network).eval().requires_grad_(False)
-    file = folder / FINISHED
+    file = folder / f"autoencoder-{step}.safetensors"
     if not file.exists():
         model.load_state_dict(run.read_average(folder))
         _round(model)

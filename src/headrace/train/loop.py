@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -61,9 +62,12 @@ def learn(
     parameters = list(network.parameters())
     started = time.monotonic()
     recent: list[dict[str, float]] = []
-    with ThreadPoolExecutor(loop.shards) as pool:
+    with ThreadPoolExecutor(loop.shards) as pool, ThreadPoolExecutor(1) as drawing:
+        # The next step's samples are drawn beside this one's products, which need no interpreter.
+        ahead = drawing.submit(losses, first)
         for step in range(first, loop.steps):
-            recent.append(shards.backward(pool, losses(step), parameters))
+            current, ahead = ahead.result(), drawing.submit(losses, step + 1)
+            recent.append(shards.backward(pool, current, parameters))
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step(pool, schedule(loop, step), muon_rate=loop.muon_rate, adam_rate=loop.adam_rate)
             run.update_average(average, network, loop.average_decay, step)
@@ -73,7 +77,8 @@ def learn(
                 recent.clear()
                 means["samples_per_second"] = (done - first) * loop.batch / (time.monotonic() - started)
                 run.append_log(folder, done, means)
-                report(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in means.items()))
+                known = [f"{name} {value:.4g}" for name, value in means.items() if not math.isnan(value)]
+                report(f"step {done}: {', '.join(known)}")
             if done % loop.save_every == 0 or done == loop.steps:
                 run.save_state(folder, done, settings, network, average, optimizer.all())
                 on_save(done, average)

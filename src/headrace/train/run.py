@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from headrace.errors import RequestError
 from headrace.flow.references import image_to_tensor
+from headrace.train.settings import Settings, from_table
 
 STATE = "state.safetensors"
 LOG = "log.csv"
@@ -96,6 +97,19 @@ def _check_same(file: Path, stored: Mapping[str, Any], given: Mapping[str, Any])
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def described(folder: Path, kind: type[Settings]) -> tuple[int, Settings]:
+    """How many steps the run in a folder has taken, and how it was set up.
+
+    Raises RequestError where there is none, or one of another kind.
+    """
+    file = folder / STATE
+    if not file.is_file():
+        raise RequestError(f"{folder} holds no {STATE}: train there first.")
+    with safe_open(file, framework="pt") as stored:
+        metadata = stored.metadata()
+    return int(metadata["step"]), from_table(file, kind, json.loads(metadata["settings"]))
 
 
 def read_average(folder: Path) -> dict[str, Tensor]:

@@ -35,5 +35,5 @@ def backward(pool: ThreadPoolExecutor, losses: Sequence[Loss], parameters: Seque
 
 
 def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each figure over rows that have the same ones."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    """The mean of each figure over rows that have the same ones; NaN says that a row has nothing to say."""
+    return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64).nanmean().item() for name in rows[0]}

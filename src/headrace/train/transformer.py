@@ -1,7 +1,8 @@
-"""Trains the transformer together with its text encoder, by rectified flow on latents of drawn scenes.
+"""Trains the transformer together with its text encoder, by rectified flow on latents of what the world draws.
 
 For a latent x, noise e and a time t in 0..1 the network sees (1 - t) x + t e and predicts e - x (Liu et al. 2022;
-Lipman et al. 2022). Prompts go through the tokenizer and the template that the finished model will use.
+Lipman et al. 2022); references join the sequence as they are. Prompts go through the tokenizer and the template that
+the finished model will use.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +24,14 @@ from torch import Tensor, nn
 from headrace.catalog import TextSettings
 from headrace.flow.conventions import CONVENTIONS
 from headrace.flow.denoise import denoise
-from headrace.flow.latents import draw_noise, from_tokens, picture_positions, text_positions, to_tokens
+from headrace.flow.latents import (
+    draw_noise,
+    from_tokens,
+    picture_positions,
+    reference_positions,
+    text_positions,
+    to_tokens,
+)
 from headrace.flow.references import tensor_to_image
 from headrace.flow.schedule import schedule
 from headrace.nn.autoencoder import Autoencoder
@@ -31,93 +40,56 @@ from headrace.nn.language_model import LanguageModel
 from headrace.nn.transformer import Transformer
 from headrace.text.tokens import PromptTokenizer, load_tokenizer
 from headrace.train import run, shards
-from headrace.train.latents import Latents
 from headrace.train.loop import Loop, learn
+from headrace.train.samples import Kind, Samples
 from headrace.train.tokenizer import learn_tokenizer, save_tokenizer
-from headrace.world.captions import LANGUAGES, caption
-from headrace.world.layout import scene
+from headrace.world.captions import LANGUAGES
+from headrace.world.tasks import TASKS, sample, say
 
 ADAM_ONLY = ("embed_tokens", "img_in", "txt_in", "time_in", "modulation", "final_layer")
 """Embeddings and the layers at the network's ends, which Muon does not suit."""
 
-CAPTIONS_FOR_TOKENIZER = 20_000
+SAMPLES_FOR_TOKENIZER = 20_000
 
 PREVIEW_PROMPTS = (
     "a rocket on a purple background",
     "a cat on a yellow background",
-    "an apple on a blue background",
-    "a robot on a green background",
-    "a castle on a pink background",
-    "an owl on a white background",
     "a small fish on a red background",
-    "a guitar on a black background",
-    "a penguin on an orange background",
-    "a sunflower on a turquoise background",
-    "a frog on a brown background",
-    "a crown on a grey background",
+    "three stars on a blue background",
+    "two red apples on a white background",
+    "a penguin on a striped orange and grey background",
+    "a crown on a background that fades from black to pink",
+    "a medium-sized ghost on a #2E86DE background",
     "a cat left of a dog, green background",
     "a star above a house on a blue background",
-    "an apple right of a banana on a pink background",
-    "a medium-sized ghost on a #2E86DE background",
+    "an owl between a banana and a guitar on a white background",
+    "a sunflower in the top left corner on a turquoise background",
+    "a waving robot on a green background",
+    'a frog on a brown background with the white text "HELLO" at the top',
+    "une pomme à droite d'une banane sur un fond rose",
+    'the red text "42" on a yellow background',
 )
-
-SPRITE = Loop(
-    steps=2200,
-    batch=64,
-    warm_up=50,
-    decay=1100,
-    muon_rate=5e-3,
-    adam_rate=2e-3,
-    average_decay=0.996,
-    save_every=100,
-    log_every=25,
-)
-"""As the shipped weights were trained."""
 
 
 @dataclass(frozen=True)
 class TransformerTraining:
-    """A run. ``sizes`` are (width, height), the first being the model's default.
+    """A run. ``sizes`` are (width, height) of targets, the first being the model's default.
 
     After every ``main_size_steps`` steps with pictures of that size comes one with another of the sizes, in turn.
     ``time_mean`` and ``time_deviation`` are of the normal distribution whose sigmoid is the time. ``empty_share``: how
     often the caption is replaced by nothing, so that guidance against the empty prompt works.
     """
 
-    transformer: TransformerConfig = field(
-        default_factory=lambda: TransformerConfig(
-            context_in_dim=576,
-            hidden_size=256,
-            num_heads=4,
-            depth=2,
-            depth_single_blocks=6,
-            axes_dim=(16, 16, 16, 16),
-            guidance_embed=False,
-        )
-    )
-    language_model: LanguageModelConfig = field(
-        default_factory=lambda: LanguageModelConfig(
-            vocab_size=686,
-            hidden_size=192,
-            intermediate_size=512,
-            num_layers=4,
-            num_heads=3,
-            num_kv_heads=3,
-            head_dim=64,
-            rope_theta=1e6,
-            rms_norm_eps=1e-6,
-            qk_norm=True,
-            tie_word_embeddings=True,
-        )
-    )
-    text: TextSettings = field(default_factory=lambda: TextSettings("qwen", (2, 3, 4), "right", 96))
-    sizes: tuple[tuple[int, int], ...] = ((128, 128), (160, 96), (96, 160))
-    main_size_steps: int = 4
-    loop: Loop = SPRITE
-    time_mean: float = 0.8
-    time_deviation: float = 1.2
-    empty_share: float = 0.1
-    preview_steps: int = 8
+    transformer: TransformerConfig
+    language_model: LanguageModelConfig
+    text: TextSettings
+    sizes: tuple[tuple[int, int], ...]
+    main_size_steps: int
+    loop: Loop
+    time_mean: float
+    time_deviation: float
+    empty_share: float
+    preview_steps: int
 
 
 class Network(nn.Module):
@@ -138,26 +110,44 @@ class Network(nn.Module):
         """(B, L) -> (B, L, context width)."""
         return self.language_model.hidden_states(token_ids, mask, self.layers)
 
-    def forward(self, latent: Tensor, positions: Tensor, times: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
-        """latent (B, N, C), positions (N, 4), times (B,), token_ids and mask (B, L) -> velocity (B, N, C)."""
-        text = text_positions(token_ids.shape[1])
-        return self.transformer(latent, positions, times, self.context(token_ids, mask), text)
+    def forward(
+        self, latent: Tensor, times: Tensor, token_ids: Tensor, mask: Tensor, references: Tensor, where: Positions
+    ) -> Tensor:
+        """latent (B, N, C), times (B,), token_ids and mask (B, L), references (B, M, C) -> velocity (B, N, C)."""
+        shown = references.shape[1] > 0
+        return self.transformer(
+            latent,
+            where.picture,
+            times,
+            self.context(token_ids, mask),
+            text_positions(token_ids.shape[1]),
+            references=references if shown else None,
+            reference_ids=where.references if shown else None,
+        )
+
+
+class Positions(NamedTuple):
+    """Where the tokens of a batch lie: of the picture (N, 4), and of the references (M, 4)."""
+
+    picture: Tensor
+    references: Tensor
 
 
 class Batch(NamedTuple):
-    """One step's samples: latent, noise (B, N, C); times (B,); token_ids, mask (B, L)."""
+    """One step's samples: latent, noise (B, N, C); times (B,); token_ids, mask (B, L); references (B, M, C)."""
 
     latent: Tensor
     noise: Tensor
     times: Tensor
     token_ids: Tensor
     mask: Tensor
+    references: Tensor
 
 
 def train(
     config: TransformerTraining,
     folder: Path,
-    latents: Sequence[Latents],
+    samples: Sequence[Samples],
     tokenizer: PromptTokenizer,
     autoencoder: Autoencoder,
     *,
@@ -166,7 +156,7 @@ def train(
 ) -> None:
     """Trains to the end and leaves the state and pictures in ``folder``; see `loop.learn`.
 
-    latents: for each of ``config.sizes``, those of the scenes with seeds 0, 1, ... at that size.
+    samples: for each of ``config.sizes``, those to learn from at that size.
     """
     torch.manual_seed(config.loop.seed)
     network = Network(config)
@@ -179,7 +169,7 @@ def train(
 
     learn(
         network,
-        functools.partial(_losses, network, config, latents, tokenizer),
+        functools.partial(_losses, network, config, samples, tokenizer),
         config.loop,
         folder,
         adam_only=ADAM_ONLY,
@@ -191,22 +181,27 @@ def train(
 
 
 def _losses(
-    network: Network, config: TransformerTraining, latents: Sequence[Latents], tokenizer: PromptTokenizer, step: int
+    network: Network, config: TransformerTraining, samples: Sequence[Samples], tokenizer: PromptTokenizer, step: int
 ) -> list[shards.Loss]:
-    which = size_index(config, step)
-    width, height = config.sizes[which]
-    sample = draw_batch(config, latents[which], (width, height), tokenizer, step)
-    positions = picture_positions(height // 16, width // 16)
-    parts = zip(*(tensor.chunk(config.loop.shards) for tensor in sample), strict=True)
-    return [functools.partial(_loss, network, positions, Batch(*part)) for part in parts]
+    some = samples[size_index(config, step)]
+    kind = kind_of(config, some, step)
+    where = Positions(
+        picture_positions(*some.target_grid()),
+        reference_positions(some.reference_grids(kind)) if kind.references else torch.zeros(0, 4),
+    )
+    parts = zip(
+        *(tensor.chunk(config.loop.shards) for tensor in draw_batch(config, some, kind, tokenizer, step)), strict=True
+    )
+    return [functools.partial(_loss, network, where, kind.task, Batch(*part)) for part in parts]
 
 
-def _loss(network: Network, positions: Tensor, sample: Batch) -> tuple[Tensor, dict[str, float]]:
-    times = sample.times[:, None, None]
-    noisy = (1 - times) * sample.latent + times * sample.noise
+def _loss(network: Network, where: Positions, task: str, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    times = batch.times[:, None, None]
+    noisy = (1 - times) * batch.latent + times * batch.noise
     with torch.autocast("cpu", torch.bfloat16):
-        velocity = network(noisy, positions, sample.times, sample.token_ids, sample.mask)
-    return (velocity.float() - (sample.noise - sample.latent)).square().mean(), {}
+        velocity = network(noisy, batch.times, batch.token_ids, batch.mask, batch.references, where)
+    loss = (velocity.float() - (batch.noise - batch.latent)).square().mean()
+    return loss, {name: loss.item() if name == task else math.nan for name in TASKS}
 
 
 def size_index(config: TransformerTraining, step: int) -> int:
@@ -217,37 +212,43 @@ def size_index(config: TransformerTraining, step: int) -> int:
     return 1 + step // period % (len(config.sizes) - 1)
 
 
+def kind_of(config: TransformerTraining, samples: Samples, step: int) -> Kind:
+    """The kind of a step's samples: by lot, as often as there are samples of it."""
+    chance = random.Random(f"kind/{config.loop.seed}/{step}")
+    return chance.choices(list(samples.seeds), [len(seeds) for seeds in samples.seeds.values()])[0]
+
+
 def draw_batch(
-    config: TransformerTraining, latents: Latents, size: tuple[int, int], tokenizer: PromptTokenizer, step: int
+    config: TransformerTraining, samples: Samples, kind: Kind, tokenizer: PromptTokenizer, step: int
 ) -> Batch:
-    """The samples of one step, pictures of one size: a pure function of the run's seed and the step."""
+    """The samples of one step, all of one kind: a pure function of the run's seed and the step."""
     generator = run.step_generator(config.loop.seed, step)
-    chosen = torch.randint(len(latents), (config.loop.batch,), generator=generator)
-    latent = torch.from_numpy(latents[chosen.numpy()]).float()
+    seeds = samples.seeds[kind]
+    chosen = torch.randint(len(seeds), (config.loop.batch,), generator=generator).numpy()
+    latent, references = samples.latents(kind, chosen)
     noise = torch.randn(latent.shape, generator=generator)
     # Times are spread evenly over the batch rather than drawn one by one, which calms the loss.
     even = (torch.arange(config.loop.batch) + torch.rand(config.loop.batch, generator=generator)) / config.loop.batch
     times = torch.sigmoid(config.time_mean + config.time_deviation * torch.special.ndtri(even.clamp(1e-4, 1 - 1e-4)))
-    wording = random.Random(f"wording/{config.loop.seed}/{step}")
+    chance = random.Random(f"wording/{config.loop.seed}/{step}")
     prompts = [
-        ""
-        if wording.random() < config.empty_share
-        else caption(scene(int(seed), *size), wording.getrandbits(48), language=wording.choice(tuple(LANGUAGES)))
-        for seed in chosen
+        "" if chance.random() < config.empty_share else _worded(int(seed), samples.size, chance)
+        for seed in seeds[chosen]
     ]
-    token_ids, mask = tokenize(tokenizer, prompts)
-    return Batch(latent, noise, times, token_ids, mask)
+    return Batch(latent, noise, times, *tokenize(tokenizer, prompts), references)
+
+
+def _worded(seed: int, size: tuple[int, int], chance: random.Random) -> str:
+    """What the sample asks for, in any language and wording."""
+    asked = dataclasses.replace(sample(seed, *size), language=chance.choice(tuple(LANGUAGES)))
+    return say(asked, chance.getrandbits(48))
 
 
 def prepare_tokenizer(folder: Path, config: TransformerTraining) -> PromptTokenizer:
-    """The tokenizer in ``folder``; where there is none, it is learned from captions of the first scenes."""
+    """The tokenizer in ``folder``; where there is none, it is learned from the first samples' captions."""
     file = folder / "tokenizer.json"
     if not file.exists():
-        captions = (
-            caption(scene(seed), seed, language=language)
-            for seed in range(CAPTIONS_FOR_TOKENIZER)
-            for language in LANGUAGES
-        )
+        captions = (sample(seed).caption for seed in range(SAMPLES_FOR_TOKENIZER))
         save_tokenizer(learn_tokenizer(captions, config.language_model.vocab_size), folder)
     return load_tokenizer(file, config.text)
 
@@ -275,15 +276,16 @@ def preview(
 ) -> list[Image.Image]:
     """One picture a prompt, with seeds 0, 1, ...; without guidance."""
     width, height = (side // 16 for side in config.sizes[0])
-    positions = picture_positions(height, width)
+    where = Positions(picture_positions(height, width), torch.zeros(0, 4))
     token_ids, mask = tokenize(tokenizer, prompts)
+    none = torch.zeros(len(prompts), 0, autoencoder.config.token_channels)
     convention = CONVENTIONS["diffusers"]
     shape = (autoencoder.config.token_channels, height, width)
     noise = torch.cat([draw_noise(seed, shape, convention, torch.zeros(0)) for seed in range(len(prompts))])
 
     def velocity(latent: Tensor, sigma: float) -> Tensor:
         times = torch.full((len(prompts),), sigma)
-        return network(latent, positions, times, token_ids, mask)
+        return network(latent, times, token_ids, mask, none, where)
 
     latent = to_tokens(noise)
     for step in denoise(velocity, latent, schedule(height * width, config.preview_steps), convention, torch.float32):

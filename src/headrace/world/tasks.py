@@ -90,15 +90,21 @@ def sample(
     wording = chance.getrandbits(48)
     if task == "scene":
         target = layout.scene(chance.getrandbits(48), width, height, side=side, topic=kind)
-        return Sample(task, caption(target, wording, language=language, side=side), language, target)
-    if task == "edit":
+        unsaid = Sample(task, "", language, target)
+    elif task == "edit":
         edit, references = _edit(chance, width, height, side, kind)
-        said = request(edit, wording, language=language, side=side)
-        return Sample(task, said, language, edit.after, references, edit=edit)
-    make = _combination if task == "combine" else _posing
-    target, references, sources = make(chance, width, height, side, kind)
-    said = caption(target, wording, sources=sources, language=language, side=side)
-    return Sample(task, said, language, target, references, sources)
+        unsaid = Sample(task, "", language, edit.after, references, edit=edit)
+    else:
+        make = _combination if task == "combine" else _posing
+        unsaid = Sample(task, "", language, *make(chance, width, height, side, kind))
+    return replace(unsaid, caption=say(unsaid, wording, side=side))
+
+
+def say(asked: Sample, wording: int, *, side: str = "train") -> str:
+    """What the sample asks for, in its language and the wording of this number."""
+    if asked.edit is not None:
+        return request(asked.edit, wording, language=asked.language, side=side)
+    return caption(asked.target, wording, sources=asked.sources, language=asked.language, side=side)
 
 
 def shuffled(
