@@ -98,7 +98,7 @@ def test_streamed_steps_are_compared_with_resident_ones(tmp_path: Path) -> None:
     in_blocks = (shape for name, shape in transformer_shapes(TINY.transformer).items() if "_blocks." in name)
     assert measured.reading.bytes == 2 * sum(map(math.prod, in_blocks))
     assert measured.reading.raw > 0
-    assert measured.reading.streamed > 0
+    assert measured.reading.share > 0
     assert measured.peak is None
     assert [(row.width, row.height) for row in measured.rows] == [SIZE, (32, 32)]
     for row in measured.rows:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -36,17 +37,21 @@ from headrace.memory.plan import Budget, Model, Work, plan_work, step_operations
 from headrace.memory.process import peak_bytes, resident_bytes, return_freed_memory
 from headrace.nn.transformer import Block, Transformer
 
+# Passes timed together: the slots and the blocks that are read ahead are then as in the middle of a run.
+PASSES = 2
+
 
 @dataclass(frozen=True)
 class Reading:
-    """The streamed bytes of a step, and bytes a second.
+    """The streamed bytes of a step, and how fast they come.
 
-    raw: of the files read once from beginning to end. streamed: of passes in which blocks are read and none is run.
+    raw: bytes a second of the files read from beginning to end. share: of that rate, what passes reach in which blocks
+    are read and none is run; the median of all rounds.
     """
 
     bytes: int
     raw: float
-    streamed: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,15 @@ def measure_streaming(
     model = describe_transformer(published, config)
     resident = () if memory is None else _resident_blocks(model, precision, sizes, memory)
     return_freed_memory()
-    raw = _raw_rate(component)
     dtype, bits = dtype_of(precision, CPU), bits_of(precision)
     lent = stream_transformer(component, config, resident, dtype, bits, CPU, file_states(component.files))
     with closing(lent):
-        streamed, rate = _passes(lent, resident)
-        reading = Reading(streamed, raw, rate)
+        total = _streamed_bytes(lent, resident)
+        rates = in_turns(
+            {"raw": partial(_raw_rate, component), "streamed": partial(_streamed_rate, lent, total)}, rounds
+        )
+        share = median_ratio(rates["streamed"], rates["raw"])
+        reading = Reading(total, statistics.median(rates["raw"]), share)
         whole = load_whole(component, config, precision) if memory is None else None
         rows = tuple(_rows(model, lent, whole, dtype, sizes, reading, rounds))
     return Streaming(reading, rows, None if memory is None else peak_bytes())
@@ -125,14 +133,28 @@ def _raw_rate(component: Component) -> float:
     return total / seconds
 
 
-def _passes(lent: Lent[Transformer, Block], resident: Sequence[int]) -> tuple[int, float]:
-    """The bytes that are streamed in a pass, and how many a second come in one that follows another."""
-    total = sum(
+def _streamed_bytes(lent: Lent[Transformer, Block], resident: Sequence[int]) -> int:
+    """The bytes that are streamed in a pass."""
+    return sum(
         sum(tensor.numel() * tensor.itemsize for tensor in (*block.parameters(), *block.buffers()))
         for index, block in enumerate(lent.blocks())
         if index not in resident
     )
-    return total, total / seconds_of(lambda: [None for _ in lent.blocks()])
+
+
+def _streamed_rate(lent: Lent[Transformer, Block], total: int) -> float:
+    """Bytes a second of passes that follow another one, as those of later steps do; nothing is read afterwards."""
+
+    def read_all() -> None:
+        for _ in lent.blocks():
+            pass
+
+    read_all()
+    seconds = sum(seconds_of(read_all) for _ in range(PASSES))
+    left_half_way = iter(lent.blocks())
+    next(left_half_way)
+    cast(Generator[Block], left_half_way).close()
+    return PASSES * total / seconds
 
 
 def _rows(

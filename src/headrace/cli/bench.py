@@ -148,7 +148,7 @@ def stream(
     reading = measured.reading
     click.echo(
         f"{readable_bytes(reading.bytes)} a step, read at {reading.raw / 1e9:.2f} GB/s from beginning to end and at "
-        f"{reading.streamed / 1e9:.2f} GB/s ({reading.streamed / reading.raw:.0%}) block by block"
+        f"{reading.share:.0%} of that block by block"
     )
     if measured.peak is not None:
         click.echo(f"peak of the process: {readable_bytes(measured.peak)}")
