@@ -5,6 +5,7 @@ Their state is plain buffers, the stored tensors of their format, in whatever me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from itertools import product
@@ -27,8 +28,10 @@ from headrace.quant.codecs import (
 from headrace.quant.decode import DTYPES, decode, part_rows
 from headrace.quant.formats import FP8, INT8, Format, Fp8, Int8, Split, rotation_size
 
-# Weights decoded at a time: enough rows for a product at full rate, few enough to stay in the cache until it.
-SLAB_BYTES = 8 * 2**20
+# Weights decoded at a time: enough rows for a product at full rate, few enough to stay in the cache until it. A number
+# of rows that is no multiple of the kernels' own tile costs a tenth of the product's time, and more where rows are few.
+SLAB_BYTES = 16 * 2**20
+TILE_ROWS = 64
 # Weights decoded at a time into a slab, by way of a few float32 copies that should stay in the cache.
 DECODED = 2**18
 # Tokens rotated and quantised at a time, and tokens and output channels multiplied at a time: few enough for what lies
@@ -220,7 +223,8 @@ def decoded_product(
     """
     width = tokens.shape[1]
     out = tokens.new_empty(len(tokens), out_features)
-    rows = max(1, SLAB_BYTES // (width * tokens.itemsize) // together) * together
+    tile = math.lcm(TILE_ROWS, together)
+    rows = max(1, SLAB_BYTES // (width * tokens.itemsize) // tile) * tile
     slab = tokens.new_empty(min(rows, out_features), width)
     for first in range(0, out_features, rows):
         decoded = slab[: min(rows, out_features - first)]
