@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from headrace.pose.skeleton import COLORS
 from headrace.world import captions, figures, looks, objects, skeletons, split
 from headrace.world.colors import named
 from headrace.world.draw import draw, shadow_box
@@ -30,7 +31,7 @@ def samples(task: str, count: int = 60, *, side: str = "train", kind: str | None
 def test_skeletons_have_openpose_colours_at_their_joints() -> None:
     pose = skeletons.moved(skeletons.named_pose(random.Random(1), "arms out"), 400, (256, 160))
     pixels = draw(Scene(512, 512, BLACK, skeletons=(Skeleton(pose, 4),)))
-    for point, color in zip(pose.keypoints, skeletons.COLORS, strict=True):
+    for point, color in zip(pose.keypoints, COLORS, strict=True):
         assert point is not None
         assert tuple(pixels[int(point[1]), int(point[0])]) == color
 
@@ -42,7 +43,7 @@ def test_limbs_have_60_percent_of_their_colour() -> None:
     assert elbow is not None
     assert wrist is not None
     middle = pixels[int((elbow[1] + wrist[1]) / 2), int((elbow[0] + wrist[0]) / 2)]
-    assert tuple(middle) == tuple(round(0.6 * channel) for channel in skeletons.COLORS[3])
+    assert tuple(middle) == tuple(round(0.6 * channel) for channel in COLORS[3])
 
 
 def test_joints_that_are_not_seen_are_not_drawn() -> None:

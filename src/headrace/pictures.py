@@ -66,8 +66,26 @@ def open_picture(source: Image.Image | str | os.PathLike[str], *, kind: str = "r
     256 MiB of file and 64 million pixels, which are checked before anything is decoded. `kind` names the picture's role
     in errors. Raises RequestError for everything that is not such a picture.
     """
+    return _upright_rgb(*_decoded(source, kind))
+
+
+def open_mask(source: Image.Image | str | os.PathLike[str]) -> Image.Image:
+    """A mask, or the one in a file, upright and in grey: 255 where it is lighter than middle grey, else 0.
+
+    Read as `open_picture` does. Raises RequestError also where it has transparency, which programs use to either end.
+    """
+    image, name = _decoded(source, "mask")
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise RequestError(
+            f"The {name} has transparency; save it as white where the picture is to be made, else black."
+        )
+    return _upright_rgb(image, name).convert("L").point([0] * 128 + [255] * 128)
+
+
+def _decoded(source: Image.Image | str | os.PathLike[str], kind: str) -> tuple[Image.Image, str]:
+    """A picture with all its pixels, and what errors call it."""
     if not isinstance(source, str | os.PathLike):
-        return _upright_rgb(source, f"{kind} picture")
+        return source, f"{kind} picture"
     name = f"{kind} {source}"
     image = open_bounded(read_file(Path(source), kind, MAX_FILE_BYTES), name)
     # A hostile file can make a decoder raise nearly anything (OSError, SyntaxError, struct.error, KeyError ...).
@@ -75,7 +93,19 @@ def open_picture(source: Image.Image | str | os.PathLike[str], *, kind: str = "r
         image.load()
     except Exception as error:
         raise RequestError(f"The {name} is a damaged or cut-off {image.format} file.") from error
-    return _upright_rgb(image, name)
+    return image, name
+
+
+def extended(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
+    """The picture with so many pixels more on each side, which repeat its outermost ones."""
+    if not (left or top or right or bottom):
+        return image
+    import numpy
+    from PIL import Image
+
+    sides = [(top, bottom), (left, right), (0, 0)]
+    pixels = numpy.asarray(image)
+    return Image.fromarray(numpy.pad(pixels, sides[: pixels.ndim], mode="edge"))
 
 
 def open_bounded(data: bytes, name: str) -> Image.Image:

@@ -18,9 +18,10 @@ from torch import Tensor
 from headrace.checkpoints import Checkpoint, open_checkpoint
 from headrace.checkpoints.lora_choice import ChosenLora, LoraChoice, choose_loras
 from headrace.device import choose_device, choose_precision, choose_text_precision, dtype_of, multiplies_bf16
+from headrace.editing import Edit, PictureSource, make_edit
 from headrace.errors import Cancelled
 from headrace.flow.conventions import Convention, find_convention
-from headrace.flow.denoise import Conditioning, batch_caches, denoise, guided_velocity
+from headrace.flow.denoise import Conditioning, Kept, batch_caches, denoise, guided_velocity, noised
 from headrace.flow.denoise import Step as FlowStep
 from headrace.flow.latents import (
     draw_noise,
@@ -30,7 +31,8 @@ from headrace.flow.latents import (
     text_positions,
     to_tokens,
 )
-from headrace.flow.references import encode_picture, tensor_to_image
+from headrace.flow.preview import PreviewMatrix, find_matrix, read_matrix
+from headrace.flow.references import encode_picture, mask_to_tokens, tensor_to_image
 from headrace.flow.schedule import schedule
 from headrace.memory.budget import check_budget
 from headrace.memory.claims import claimed
@@ -39,10 +41,13 @@ from headrace.memory.plan import Budget, Plan, Work, describe_checkpoint, plan_w
 from headrace.memory.sizes import parse_bytes
 from headrace.nn.transformer import KeyValue
 from headrace.provenance.metadata import save_picture
-from headrace.recipe import Recipe, check_reference_limit
+from headrace.recipe import Recipe, check_reference_limit, taken_steps
 from headrace.request import CacheKey, References, Request, batches, make_requests
 from headrace.text.encode import encode_tokens
 from headrace.text.tokens import PromptTokenizer, load_tokenizer
+
+# The picture of a finished latent's tokens.
+Look = Callable[[Tensor], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Step:
     recipes: tuple[Recipe, ...]
     preview: Callable[[int], Image.Image]
     """The picture of the given place in `recipes` as foreseen from here; costs as much as decoding the final one."""
+    sketch: Callable[[int], Image.Image]
+    """The same at an eighth of the size and at no cost, where the model has a preview matrix; else `preview` itself."""
 
 
 class Options(TypedDict, total=False):
@@ -77,11 +84,28 @@ class Options(TypedDict, total=False):
 
     references: pictures or paths, for all prompts, or one list for each. loras: files, folders or hub ids, each with
     its strength as "style.safetensors:0.8" or in a pair; what they do adds up. size: (width, height) or "WxH", by
-    default the first reference's, or else the model's. steps, guidance: by default the model's. convention:
-    "diffusers", "comfy" or "bfl". on_step: called after every step; when it returns False the call ends in Cancelled.
+    default the source's, or else the first reference's, or else the model's. steps, guidance: by default the model's.
+    convention: "diffusers", "comfy" or "bfl". on_step: called after every step; when it returns False the call ends in
+    Cancelled.
+
+    reference_size: "auto", or "full" for up to 2024x2024 pixels of one that is alone. fit: how references come to
+    multiples of 16, and the source to a size that is given: "crop", "pad" or "stretch".
+
+    image: a source picture to be edited, for all prompts, of any size up to 4 megapixels, which the result has too.
+    mask: of the source's size, white where it is to be made anew; all else stays as it is, every bit. outpaint: (left,
+    top, right, bottom) or "L,T,R,B", pixels that are to be made around it. strength: which part of the steps is taken,
+    from the source with noise: 0 (none) to 1 (all, from noise alone); needed where there is neither mask nor outpaint.
+    feather: over so many pixels within the mask's edge the source fades out, by default 4.
     """
 
     references: References
+    reference_size: str
+    fit: str
+    image: PictureSource | None
+    mask: PictureSource | None
+    outpaint: str | tuple[int, int, int, int] | None
+    strength: float | None
+    feather: int | None
     loras: Sequence[LoraChoice]
     size: str | tuple[int, int] | None
     steps: int | None
@@ -188,6 +212,13 @@ class Pipeline:
         count: int,
         seed: int | Sequence[int] | None,
         references: References = (),
+        reference_size: str = "auto",
+        fit: str = "crop",
+        image: PictureSource | None = None,
+        mask: PictureSource | None = None,
+        outpaint: str | tuple[int, int, int, int] | None = None,
+        strength: float | None = None,
+        feather: int | None = None,
         loras: Sequence[LoraChoice] = (),
         size: str | tuple[int, int] | None = None,
         steps: int | None = None,
@@ -200,6 +231,7 @@ class Pipeline:
 
         # 1. The request, checked and written down as one recipe a picture.
         chosen = choose_loras(loras, self.checkpoint.transformer_config, self.checkpoint.name)
+        edit = make_edit(image, mask, outpaint, strength, feather, fit, size, self._token_size)
         requests = make_requests(
             self.checkpoint,
             self.precision,
@@ -214,30 +246,38 @@ class Pipeline:
             size=size,
             steps=steps,
             guidance=guidance,
+            edit=edit,
+            fit=fit,
+            reference_size=reference_size,
         )
 
         with self._within_memory(requests, chosen) as groups:
-            # 2. Every prompt and every reference, each on its own, to what the transformer reads.
+            # 2. Every prompt, every reference and the source, each on its own, to what the transformer reads.
             contexts = self._encode_prompts(requests, rules)
             encoded = self._encode_references(requests)
+            source = None if edit is None else encode_picture(edit.canvas, self._networks.autoencoder()).float()
 
             for batch in groups:
                 recipe = batch[0].recipe
-                rows, columns = recipe.height // self._token_size, recipe.width // self._token_size
+                columns, rows = (side // self._token_size for side in batch[0].canvas)
 
-                # 3. Noise, from a generator for each picture.
+                # 3. Noise, from a generator for each picture; for an edit the source beneath it.
                 shape = (self.checkpoint.transformer_config.in_channels, rows, columns)
-                noise = torch.cat([draw_noise(r.recipe.seed, shape, rules, self._like) for r in batch])
+                noise = to_tokens(torch.cat([draw_noise(r.recipe.seed, shape, rules, self._like) for r in batch]))
+                times = schedule(rows * columns, recipe.steps, rules.rounds_times)
+                latent, kept = noise, None
+                if edit is not None and source is not None:
+                    times = times[recipe.steps - taken_steps(recipe.steps, edit.record.strength) :]
+                    latent, kept = noised(source, noise, times[0]), self._kept(edit, source, noise)
 
                 # 4. Step by step along the flow, from noise to latent.
-                latent = to_tokens(noise)
                 conditioning = self._conditioning(batch, contexts, encoded)
                 velocity = guided_velocity(self._forward, conditioning, self.dtype)
-                times = schedule(rows * columns, recipe.steps, rules.rounds_times)
-                decode = partial(self._decode, rows=rows, columns=columns, convention=rules)
-                for step in denoise(velocity, latent, times, rules, self.dtype):
+                decode = partial(self._decode, rows=rows, columns=columns, convention=rules, edit=edit)
+                sketch = partial(self._sketch, decode=decode, rows=rows, columns=columns, recipe=recipe)
+                for step in denoise(velocity, latent, times, rules, self.dtype, kept):
                     latent = step.latent
-                    if on_step is not None and on_step(_public(step, batch, decode)) is False:
+                    if on_step is not None and on_step(_public(step, batch, decode, sketch)) is False:
                         raise Cancelled(f"Cancelled after step {step.index + 1} of {step.steps}; no picture was made.")
 
                 # 5. Latent to pixels.
@@ -289,12 +329,12 @@ class Pipeline:
             groups = list(batches(requests, self._token_size, limit))
             works = [
                 Work(
-                    group[0].recipe.width,
-                    group[0].recipe.height,
+                    *group[0].canvas,
                     tuple((record.width, record.height) for record in group[0].recipe.references),
                     len(group),
                     prompts,
                     group[0].guided,
+                    group[0].edit is not None,
                 )
                 for group in groups
             ]
@@ -330,11 +370,12 @@ class Pipeline:
     ) -> Conditioning:
         recipe = batch[0].recipe
         size = self._token_size
+        columns, rows = (side // size for side in batch[0].canvas)
         context = torch.cat([contexts[request.recipe.prompt] for request in batch])
         conditioning = Conditioning(
             context=context,
             text_ids=text_positions(context.shape[1]).to(self.device),
-            picture_ids=picture_positions(recipe.height // size, recipe.width // size).to(self.device),
+            picture_ids=picture_positions(rows, columns).to(self.device),
             guidance=recipe.guidance,
             unconditional=contexts[""].expand_as(context) if batch[0].guided else None,
         )
@@ -367,9 +408,36 @@ class Pipeline:
         lent = self._networks.transformer()
         return lent.network(*inputs, **conditioning, blocks=lent.blocks())
 
-    def _decode(self, tokens: Tensor, rows: int, columns: int, convention: Convention) -> Image.Image:
+    def _kept(self, edit: Edit, source: Tensor, noise: Tensor) -> Kept | None:
+        if edit.mask is None:
+            return None
+        return Kept(source, noise, mask_to_tokens(edit.mask, self._token_size).to(self.device))
+
+    def _decode(
+        self, tokens: Tensor, rows: int, columns: int, convention: Convention, edit: Edit | None
+    ) -> Image.Image:
         decoded = self._networks.autoencoder().decode(from_tokens(tokens, rows, columns).to(self.dtype))
-        return tensor_to_image(decoded, convention.rounds_pixels)
+        made = tensor_to_image(decoded, convention.rounds_pixels)
+        return made if edit is None else edit.finish(made)
+
+    def _sketch(
+        self,
+        tokens: Tensor,
+        decode: Look,
+        rows: int,
+        columns: int,
+        recipe: Recipe,
+    ) -> Image.Image:
+        if self._preview_matrix is None:
+            return decode(tokens)
+        whole = self._preview_matrix.picture(from_tokens(tokens, rows, columns))
+        scale = self._token_size // 2  # pixels along a side of a point of the raw latent
+        return whole.crop((0, 0, -(-recipe.width // scale), -(-recipe.height // scale)))
+
+    @cached_property
+    def _preview_matrix(self) -> PreviewMatrix | None:
+        path = find_matrix(self.checkpoint.autoencoder.files[0])
+        return None if path is None else read_matrix(path, self.checkpoint.autoencoder_config.token_channels)
 
     @property
     def _token_size(self) -> int:
@@ -380,13 +448,14 @@ class Pipeline:
         return torch.empty(0, dtype=self.dtype, device=self.device)
 
 
-def _public(step: FlowStep, batch: list[Request], decode: Callable[[Tensor], Image.Image]) -> Step:
+def _public(step: FlowStep, batch: list[Request], decode: Look, sketch: Look) -> Step:
     return Step(
         step.index,
         step.steps,
         step.sigma,
         tuple(request.recipe for request in batch),
         lambda which: decode(step.predicted[which : which + 1]),
+        lambda which: sketch(step.predicted[which : which + 1]),
     )
 
 

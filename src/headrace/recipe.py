@@ -11,8 +11,8 @@ import operator
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, SupportsFloat, SupportsIndex
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
 from headrace.errors import RequestError
 
@@ -21,9 +21,13 @@ SIZE_STEP = 16
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 MAX_STRENGTH = 100.0
+MAX_FEATHER = 128
+DEFAULT_FEATHER = 4
 MAX_SEED = 2**64 - 1
 MAX_PROMPT_CHARACTERS = 100_000
 MAX_COUNT = 10_000
+FITS = ("crop", "pad", "stretch")
+REFERENCE_SIZES = ("auto", "full")
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,32 @@ class LoraRecord:
 
 
 @dataclass(frozen=True)
+class EditRecord:
+    """What became of a source picture: hashes of its pixels and of the mask's, at the size at which they were used.
+
+    mask_sha256: empty where there was no mask. left, top, right, bottom: pixels made around the source. strength: 0 to
+    1. feather: in pixels.
+    """
+
+    source_sha256: str
+    source_width: int
+    source_height: int
+    mask_sha256: str
+    left: int
+    top: int
+    right: int
+    bottom: int
+    strength: float
+    feather: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What determines a picture. The same recipe on the same kind of device gives the same bits (DESIGN §3.1).
 
     text_precision: of the text encoder, where it is another than `precision`, else empty. loras: in the order in which
-    they are added.
+    they are added. edit: of a source picture; without one, both sides are multiples of a token's. fit: how source and
+    references came to their sizes, and reference_size how large these could be.
     """
 
     model: str
@@ -69,6 +94,9 @@ class Recipe:
     compiled: bool = False
     text_precision: str = ""
     loras: tuple[LoraRecord, ...] = ()
+    edit: EditRecord | None = None
+    fit: str = "crop"
+    reference_size: str = "auto"
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe in plain JSON types."""
@@ -80,16 +108,21 @@ class Recipe:
         kinds = {field.name: str(field.type) for field in fields(cls)}
         if strangers := set(values) - set(kinds):
             raise RequestError(f"The recipe has fields unknown to this version: {', '.join(sorted(strangers))}.")
-        if missing := set(kinds) - {*_RECORDS, "compiled", "text_precision"} - set(values):
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if missing := needed - set(values):
             raise RequestError(f"The recipe lacks {', '.join(sorted(missing))}, so the picture cannot be made again.")
         for name, value in values.items():
-            if name not in _RECORDS and not _is_a(value, kinds[name]):
+            if name not in (*_RECORDS, "edit") and not _is_a(value, kinds[name]):
                 raise RequestError(f"The recipe's {name} is {value!r}, which is not of the kind {kinds[name]}.")
-        return cls(**{**values, **{name: _records(name, values.get(name, ())) for name in _RECORDS}})
+        records: dict[str, Any] = {name: _records(name, values.get(name, ())) for name in _RECORDS}
+        if values.get("edit") is not None:
+            records["edit"] = _record("edit", EditRecord, values["edit"])
+        return cls(**{**values, **records})
 
 
 # The fields that are lists of records, and what these are.
 _RECORDS: Mapping[str, type[ReferenceRecord | LoraRecord]] = {"references": ReferenceRecord, "loras": LoraRecord}
+_Record = TypeVar("_Record", bound=ReferenceRecord | LoraRecord | EditRecord)
 
 
 def _is_a(value: object, kind: str) -> bool:
@@ -101,19 +134,18 @@ def _is_a(value: object, kind: str) -> bool:
 def _records(name: str, values: object) -> tuple[ReferenceRecord | LoraRecord, ...]:
     if not isinstance(values, list | tuple):
         raise RequestError(f"The recipe's {name} are {values!r}, which is not a list.")
-    return tuple(_record(name, value) for value in values)
+    return tuple(_record(name, _RECORDS[name], value) for value in values)
 
 
-def _record(name: str, value: object) -> ReferenceRecord | LoraRecord:
-    record = _RECORDS[name]
-    kinds = {field.name: str(field.type) for field in fields(record)}
+def _record(name: str, kind: type[_Record], value: object) -> _Record:
+    kinds = {field.name: str(field.type) for field in fields(kind)}
     if (
         isinstance(value, Mapping)
         and set(value) == set(kinds)
-        and all(_is_a(value[part], kind) for part, kind in kinds.items())
+        and all(_is_a(value[part], wanted) for part, wanted in kinds.items())
     ):
-        return record(**value)
-    raise RequestError(f"The recipe has {value!r} among its {name}, which is not a record of {', '.join(kinds)}.")
+        return kind(**value)
+    raise RequestError(f"The recipe has {value!r} as {name}, which is not a record of {', '.join(kinds)}.")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -202,6 +234,68 @@ def check_strength(strength: float) -> float:
         limit = f"{MAX_STRENGTH:g}"
         raise RequestError(f"A LoRA strength of {strength} cannot be; choose a number from -{limit} to {limit}.")
     return strength
+
+
+def check_denoising_strength(strength: float) -> float:
+    """Of a source: 0 (as it is) to 1 (made anew). Raises RequestError."""
+    if isinstance(strength, bool) or not isinstance(strength, SupportsFloat):
+        raise RequestError(f"The strength {strength!r} is not a number.")
+    strength = float(strength)
+    if not 0 <= strength <= 1:
+        raise RequestError(f"A strength of {strength} cannot be; choose a number from 0 to 1.")
+    return strength
+
+
+def taken_steps(steps: int, strength: float) -> int:
+    """How many of the last of so many steps a source goes through: `steps * strength`, rounded up.
+
+    As `Flux2KleinInpaintPipeline` has it, but for products that are whole and only their float is not.
+    """
+    return math.ceil(steps * strength - 1e-9)
+
+
+def check_feather(feather: int) -> int:
+    """0 to 128 pixels. Raises RequestError."""
+    feather = _whole(feather, "feather")
+    if not 0 <= feather <= MAX_FEATHER:
+        raise RequestError(f"A feather of {feather} pixels cannot be; choose 0 to {MAX_FEATHER}.")
+    return feather
+
+
+def check_fit(fit: str) -> str:
+    """One of `FITS`. Raises RequestError."""
+    if fit not in FITS:
+        raise RequestError(f"There is no fit {fit!r}; choose {', '.join(FITS)}.")
+    return fit
+
+
+def check_reference_size(reference_size: str, references: int) -> str:
+    """auto, or full for a reference that is alone. Raises RequestError."""
+    if reference_size not in REFERENCE_SIZES:
+        raise RequestError(f"There is no reference size {reference_size!r}; choose {' or '.join(REFERENCE_SIZES)}.")
+    if reference_size == "full" and references > 1:
+        raise RequestError(f"Only one reference can have its full size, and there are {references}.")
+    return reference_size
+
+
+def parse_outpaint(text: str) -> tuple[int, int, int, int]:
+    """`"64,0,64,0"` -> (64, 0, 64, 0), checked as `check_outpaint` does."""
+    if not re.fullmatch(r"\s*[0-9]{1,6}(\s*,\s*[0-9]{1,6}){3}\s*", text):
+        raise RequestError(f"The outpaint {text!r} is not LEFT,TOP,RIGHT,BOTTOM in pixels; write it like 64,0,64,0.")
+    left, top, right, bottom = map(int, text.split(","))
+    return check_outpaint((left, top, right, bottom))
+
+
+def check_outpaint(outpaint: object) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in whole pixels, at least one of them more than 0. Raises RequestError."""
+    if not isinstance(outpaint, tuple | list) or len(outpaint) != 4:
+        raise RequestError(f"The outpaint {outpaint!r} is not four numbers of pixels: left, top, right, bottom.")
+    left, top, right, bottom = (_whole(side, "outpaint") for side in outpaint)
+    if min(left, top, right, bottom) < 0 or max(left, top, right, bottom) == 0:
+        raise RequestError(
+            f"The outpaint {left},{top},{right},{bottom} adds nothing; give pixels from 0, one of them more than 0."
+        )
+    return left, top, right, bottom
 
 
 def check_seed(seed: int) -> int:

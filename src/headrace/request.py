@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -11,6 +10,7 @@ from PIL import Image
 
 from headrace import __version__
 from headrace.checkpoints import Checkpoint, digest
+from headrace.editing import Edit, PictureSource, pixel_hash
 from headrace.errors import RequestError
 from headrace.flow.conventions import Convention
 from headrace.flow.references import prepare_references
@@ -23,6 +23,7 @@ from headrace.recipe import (
     check_guidance,
     check_pair,
     check_prompt,
+    check_reference_size,
     check_seed,
     check_size,
     check_steps,
@@ -30,9 +31,8 @@ from headrace.recipe import (
     parse_size,
 )
 
-ReferencePicture = Image.Image | str | PathLike[str]
 CacheKey = tuple[tuple[LoraRecord, ...], tuple[str, ...]]
-References = ReferencePicture | Sequence[ReferencePicture] | Sequence[Sequence[ReferencePicture]]
+References = PictureSource | Sequence[PictureSource] | Sequence[Sequence[PictureSource]]
 
 # As many pictures run in one forward as fit in this many tokens, text, picture and references together. A fixed number,
 # so that what runs together never depends on the memory that happens to be free.
@@ -41,11 +41,16 @@ MAX_BATCH_TOKENS = 32_768
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to make. position: its place among the call's pictures; references: RGB, sides multiples of 16."""
+    """One picture to make. position: its place among the call's pictures; references: RGB, sides multiples of 16.
+
+    canvas: what the model makes, in pixels, sides multiples of 16: the picture itself, but for an edit's.
+    """
 
     position: int
     recipe: Recipe
     references: tuple[Image.Image, ...]
+    canvas: tuple[int, int]
+    edit: Edit | None = None
 
     @property
     def guided(self) -> bool:
@@ -78,26 +83,33 @@ def make_requests(
     size: str | tuple[int, int] | None,
     steps: int | None,
     guidance: float | None,
+    edit: Edit | None = None,
+    fit: str = "crop",
+    reference_size: str = "auto",
 ) -> list[Request]:
     """The pictures of a call: prompts in order, each `count` times. Raises RequestError where something cannot be.
 
     The arguments are those of `Pipeline.stream`; `checkpoint` supplies what is not given. loras: as they were opened.
+    edit: of the source, for all prompts.
     """
     prompts = [check_prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
     if not prompts:
         raise RequestError("There is no prompt; give at least one.")
     seeds = _seeds(seed, check_count(len(prompts) * check_count(count)))
     multiple = checkpoint.autoencoder_config.token_size
+    lists = _per_prompt(references, len(prompts), reference_limit)
+    full = check_reference_size(reference_size, max(map(len, lists))) == "full"
     per_prompt = [
-        tuple(prepare_references([open_picture(entry) for entry in entries], convention, multiple))
-        for entries in _per_prompt(references, len(prompts), reference_limit)
+        tuple(prepare_references([open_picture(entry) for entry in entries], convention, multiple, fit, full))
+        for entries in lists
     ]
     steps = check_steps(checkpoint.steps if steps is None else steps)
     guidance = _guidance(checkpoint, guidance)
     model_hash = digest(checkpoint)
     requests: list[Request] = []
     for text, images in zip(prompts, per_prompt, strict=True):
-        width, height = _size(size, images, checkpoint)
+        width, height = edit.size if edit else _size(size, images, checkpoint)
+        canvas = edit.canvas.size if edit else (width, height)
         records = tuple(_record(image) for image in images)
         for _ in range(count):
             recipe = Recipe(
@@ -117,8 +129,11 @@ def make_requests(
                 references=records,
                 text_precision="" if text_precision == precision else text_precision,
                 loras=tuple(loras),
+                edit=edit.record if edit else None,
+                fit=fit,
+                reference_size=reference_size,
             )
-            requests.append(Request(len(requests), recipe, images))
+            requests.append(Request(len(requests), recipe, images, canvas, edit))
     return requests
 
 
@@ -130,7 +145,7 @@ def batches(requests: list[Request], token_size: int, limit: int | None = None) 
     groups: dict[tuple[tuple[int, int], ...], list[Request]] = {}
     for request in requests:
         recipe = request.recipe
-        layout = ((recipe.width, recipe.height), *((record.width, record.height) for record in recipe.references))
+        layout = (request.canvas, *((record.width, record.height) for record in recipe.references))
         groups.setdefault(layout, []).append(request)
     for layout, group in groups.items():
         tokens = group[0].recipe.text_length + sum(width * height for width, height in layout) // token_size**2
@@ -149,12 +164,12 @@ def _seeds(seed: int | Sequence[int] | None, total: int) -> list[int]:
     return [check_seed(one) for one in seed]
 
 
-def _per_prompt(references: References, prompts: int, limit: int) -> list[Sequence[ReferencePicture]]:
+def _per_prompt(references: References, prompts: int, limit: int) -> list[Sequence[PictureSource]]:
     """One list of references a prompt, from one for all or one for each."""
     if isinstance(references, str | PathLike | Image.Image):
         references = [references]
-    nested: list[Sequence[ReferencePicture]] = []
-    shared: list[ReferencePicture] = []
+    nested: list[Sequence[PictureSource]] = []
+    shared: list[PictureSource] = []
     for entry in references:
         if isinstance(entry, str | PathLike | Image.Image):
             shared.append(entry)
@@ -189,5 +204,4 @@ def _guidance(checkpoint: Checkpoint, guidance: float | None) -> float:
 
 
 def _record(image: Image.Image) -> ReferenceRecord:
-    pixels = f"{image.width}x{image.height}:".encode() + image.tobytes()
-    return ReferenceRecord(hashlib.sha256(pixels).hexdigest(), image.width, image.height)
+    return ReferenceRecord(pixel_hash(image), image.width, image.height)

@@ -334,3 +334,20 @@ def formats(folder: Path, model: str, doubles: int, singles: int, as_json: bool)
             for row in rows
         ],
     )
+
+
+@bench.command()
+@click.option("--model", default="sprite", show_default=True, metavar="NAME|FOLDER")
+@click.option("--feather", "feathers", type=click.IntRange(0, 128), multiple=True, help="Repeatable. Default: 0, 4, 8.")
+@JSON
+def seams(model: str, feathers: tuple[int, ...], as_json: bool) -> None:
+    """Measure how visible the edges of masks are where pictures by MODEL are made anew in part."""
+    from headrace.bench.seams import measure_seams
+    from headrace.pipeline import load
+
+    rows = list(measure_seams(load(model), feathers or (0, 4, 8)))
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    cells = [(row.mask, str(row.feather), f"{row.source:.2f}", f"{row.edited:.2f}") for row in rows]
+    print_table(("mask", "feather", "in the source", "edited"), cells)

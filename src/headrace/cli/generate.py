@@ -6,17 +6,20 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from headrace.cli.editing import editing_options, report_references, report_source
+from headrace.cli.graphics import step_viewer
 from headrace.cli.options import device_options
-from headrace.cli.terminal import printable, progress_bar
+from headrace.cli.terminal import is_terminal, printable, progress_bar
 from headrace.errors import RequestError
 from headrace.memory.process import peak_bytes
 from headrace.memory.sizes import parse_bytes
-from headrace.pictures import check_output, open_picture, read_file
+from headrace.pictures import check_output, read_file
 from headrace.provenance.metadata import check_prompt_fits, encode_with_recipe
 from headrace.recipe import (
     MAX_PROMPT_CHARACTERS,
@@ -27,9 +30,11 @@ from headrace.recipe import (
     check_steps,
     draw_seed,
     parse_size,
+    taken_steps,
 )
 
 if TYPE_CHECKING:
+    from headrace.cli.editing import OpenedReference
     from headrace.pipeline import Picture, Step
 
 STANDARD = Path("-")
@@ -57,6 +62,7 @@ _FILE = click.Path(path_type=Path)
     metavar="FILE",
     help="A reference picture. Given again for more: image 1, image 2, ... of the prompt, in this order.",
 )
+@editing_options
 @click.option(
     "--lora",
     "loras",
@@ -64,7 +70,9 @@ _FILE = click.Path(path_type=Path)
     metavar="PLACE[:STRENGTH]",
     help="A LoRA: a file, a folder, a hub id or owner/name/FILE. Default strength: 1. Given again for more.",
 )
-@click.option("--size", metavar="WxH", help="Multiples of 16. Default: the first reference's, or else the model's.")
+@click.option(
+    "--size", metavar="WxH", help="Multiples of 16. Default: the source's own, the first reference's or the model's."
+)
 @click.option("--steps", type=int, metavar="N", help="Default: the model's.")
 @click.option(
     "--guidance",
@@ -95,6 +103,7 @@ _FILE = click.Path(path_type=Path)
     show_default=True,
     help="Whose noise and rounding to reproduce.",
 )
+@click.option("--preview", is_flag=True, help="Show every step in the terminal.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print files, seeds, timings in seconds and peak memory as JSON instead."
 )
@@ -102,7 +111,8 @@ def generate(
     prompt: str | None,
     output: Path | None,
     prompt_file: Path | None,
-    references: tuple[Path, ...],
+    references: list[OpenedReference],
+    editing: dict[str, Any],
     loras: tuple[str, ...],
     size: str | None,
     steps: int | None,
@@ -120,6 +130,7 @@ def generate(
     memory: str | None,
     host_memory: str | None,
     convention: str,
+    preview: bool,
     as_json: bool,
 ) -> None:
     """Make pictures from PROMPT, and from reference pictures; a PROMPT of - is read from standard input.
@@ -128,6 +139,7 @@ def generate(
     headrace generate "a red apple on a blue background" -o apple.png
     headrace generate "image 1 beside image 2" --ref a.png --ref b.jpg --model klein-4b
     headrace generate "a cat" --model klein-4b --lora style.safetensors:0.8
+    headrace generate "a red door" --image house.jpg --mask door.png --model klein-4b
     """
     text = _prompt(prompt, prompt_file)
     if size is not None:
@@ -144,12 +156,9 @@ def generate(
         raise RequestError("Standard output takes one picture and nothing else; name a file with -o.")
     if output == STANDARD and sys.stdout is None:
         raise RequestError("Standard output is closed; name a file with -o.")
-    if STANDARD in references:
-        raise RequestError("A reference cannot come from standard input; name a file with --ref.")
     targets = {seed: _target(output, seed, count) for seed in seeds}
     if output not in (None, STANDARD):
         check_prompt_fits(text, output)
-    pictures = [open_picture(path) for path in references]
 
     started = time.monotonic()
     from headrace.checkpoints import open_checkpoint
@@ -174,27 +183,36 @@ def generate(
 
     images: list[dict[str, str | int]] = []
     writing = 0.0
-    with progress_bar("steps", total=count * (steps or checkpoint.steps)) as (advance, say):
+    total = taken_steps(steps or checkpoint.steps, 1.0 if editing["strength"] is None else editing["strength"])
+    show = step_viewer(sys.stderr) if preview and is_terminal(sys.stderr) else None
+    bar = progress_bar("steps", total=count * total) if show is None else nullcontext((int, click.echo))
+    with bar as (advance, say):
 
         def on_step(step: Step) -> None:
-            advance(len(step.recipes))
+            if show is None:
+                advance(len(step.recipes))
+            else:
+                show(step)
 
         for picture in pipeline.stream(
             text,
             count=count,
             seed=first,
-            references=pictures,
+            references=[picture for _, picture in references],
             loras=loras,
             size=size,
             steps=steps,
             guidance=guidance,
             convention=convention,
             on_step=on_step,
+            **editing,
         ):
             made = time.monotonic()
             recipe = picture.recipe
             if not (images or as_json):
-                _report_references(references, picture)
+                report_references(references, recipe.references)
+                if recipe.edit is not None:
+                    report_source(recipe.edit, editing["image"].size)
             target = _write(picture, targets[recipe.seed])
             writing += time.monotonic() - made
             images.append({"path": str(target), "seed": recipe.seed, "width": recipe.width, "height": recipe.height})
@@ -259,8 +277,3 @@ def _write(picture: Picture, target: Path) -> Path:
         return picture.save(target)
     sys.stdout.buffer.write(encode_with_recipe(picture.image, picture.recipe, "PNG"))
     return target
-
-
-def _report_references(paths: tuple[Path, ...], picture: Picture) -> None:
-    for number, (path, record) in enumerate(zip(paths, picture.recipe.references, strict=True), start=1):
-        click.echo(f"image {number}: {path}, used at {record.width}x{record.height}", err=True)

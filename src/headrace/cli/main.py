@@ -18,6 +18,7 @@ from headrace.errors import HeadraceError, RequestError
 # One line each for `--help`, so that it need not import them.
 COMMANDS = {
     "generate": "Make pictures from a prompt, and from reference pictures.",
+    "pose": "Draw the pose of people from keypoints or a photo.",
     "plan": "Say what a model needs and how it fits into memory, before anything is loaded.",
     "models": "List the models Headrace knows, with sizes and licences.",
     "inspect": "Say what a model file or folder holds.",

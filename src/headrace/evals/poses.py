@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from headrace.evals.sprites import Canvas
+from headrace.pose.skeleton import KEYPOINTS
 from headrace.world import figures, skeletons
 from headrace.world.scene import Figure, Point, Pose
 
@@ -178,7 +179,7 @@ def _exchanged(angles: tuple[float, ...]) -> tuple[float, ...]:
 
 def _posture(pose: Pose) -> _Posture:
     """The joints of a pose that a figure can take; the inverse of `_Posture.pose`."""
-    at = {name: point for name, point in zip(skeletons.KEYPOINTS, pose.keypoints, strict=True) if point is not None}
+    at = {name: point for name, point in zip(KEYPOINTS, pose.keypoints, strict=True) if point is not None}
     neck = at["neck"]
     hips = (at["right hip"][1] + at["left hip"][1]) / 2
     (right_x, right_y), (left_x, left_y) = at["right shoulder"], at["left shoulder"]

@@ -40,13 +40,14 @@ class Convention:
 
 
 MEGAPIXEL = 1024 * 1024
+FULL_AREA = 2024 * 2024
 
 CONVENTIONS = {
     convention.name: convention
     for convention in (
         Convention("diffusers", "cpu", True, False, "tokens", MEGAPIXEL, True, False, "velocity"),
         Convention("comfy", "cpu", False, False, "zeros", MEGAPIXEL, False, True, "denoised"),
-        Convention("bfl", "device", True, True, "tokens", 2024 * 2024, False, False, "velocity"),
+        Convention("bfl", "device", True, True, "tokens", FULL_AREA, False, False, "velocity"),
     )
 }
 

@@ -1,4 +1,7 @@
-"""From noise to latent: Euler steps along the velocity the transformer gives, with guidance and references."""
+"""From noise to latent: Euler steps along the velocity the transformer gives, with guidance and references.
+
+Whatever looks at a picture on its way, changes it or ends it, does so between these steps.
+"""
 
 from __future__ import annotations
 
@@ -82,16 +85,46 @@ def guided_velocity(forward: Callable[..., Tensor], conditioning: Conditioning, 
     return velocity
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a batch keeps of a source. original: (1, N, C), and noise: (B, N, C), in float32.
+
+    mask: (1, N, 1), 1 where the picture is to be made, 0 where the source is to be kept.
+    """
+
+    original: Tensor
+    noise: Tensor
+    mask: Tensor
+
+    def over(self, latent: Tensor, sigma: float) -> Tensor:
+        """The latent, but where the source is to be kept, this with the noise of that time."""
+        return latent * self.mask + noised(self.original, self.noise, sigma) * (1 - self.mask)
+
+
+def noised(original: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """A finished latent as it is at a time of the flow, where `sigma` of it is noise."""
+    return sigma * noise + (1 - sigma) * original
+
+
 def denoise(
-    velocity: Velocity, latent: Tensor, sigmas: Sequence[float], convention: Convention, dtype: torch.dtype
+    velocity: Velocity,
+    latent: Tensor,
+    sigmas: Sequence[float],
+    convention: Convention,
+    dtype: torch.dtype,
+    kept: Kept | None = None,
 ) -> Iterator[Step]:
     """Euler steps from `sigmas[0]` to `sigmas[-1]`, yielding after each one; to stop early, stop iterating.
 
-    latent: (B, N, C) in float32, noise at `sigmas[0]`. State and time stay in float32 unless the convention rounds
-    them, and every operation on them, to `dtype`.
+    latent: (B, N, C) in float32, noise at `sigmas[0]`, or a source with noise where that is less than 1. State and time
+    stay in float32 unless the convention rounds them, and every operation on them, to `dtype`. kept: what is put back
+    after every step, as `Flux2KleinInpaintPipeline` does; as ComfyUI does where the convention is its.
     """
     if convention.solves_for == "denoised":
-        yield from solve(lambda state, sigma: state - velocity(state, sigma) * sigma, latent, sigmas)
+        denoised: Denoised = lambda state, sigma: state - velocity(state, sigma) * sigma  # noqa: E731
+        if kept is not None:
+            denoised = inpainting(denoised, kept.noise, kept.original, kept.mask)
+        yield from solve(denoised, latent, sigmas)
         return
     steps = len(sigmas) - 1
     state = dtype if convention.rounds_steps else torch.float32
@@ -100,6 +133,8 @@ def denoise(
         slope = velocity(latent.float(), float(torch.tensor(sigma, dtype=state))).to(state)
         predicted = latent - sigma * slope
         latent = latent + (following - sigma) * slope
+        if kept is not None:
+            latent, predicted = kept.over(latent, following).to(state), kept.over(predicted, 0.0)
         yield Step(index, steps, following, latent.float(), predicted.float())
 
 
@@ -122,7 +157,7 @@ def inpainting(denoised: Denoised, noise: Tensor, original: Tensor, mask: Tensor
     """
 
     def masked(latent: Tensor, sigma: float) -> Tensor:
-        kept = sigma * noise + (1 - sigma) * original
+        kept = noised(original, noise, sigma)
         return denoised(latent * mask + kept * (1 - mask), sigma) * mask + original * (1 - mask)
 
     return masked

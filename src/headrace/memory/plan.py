@@ -108,7 +108,7 @@ class Model:
 class Work:
     """One batch: pictures of width x height pixels, each with references of these sizes.
 
-    prompts: of the whole call. guided: with classifier-free guidance.
+    prompts: of the whole call. guided: with classifier-free guidance. edited: from a source of the pictures' size.
     """
 
     width: int
@@ -117,6 +117,12 @@ class Work:
     batch: int = 1
     prompts: int = 1
     guided: bool = False
+    edited: bool = False
+
+    @property
+    def encoded(self) -> tuple[tuple[int, int], ...]:
+        """The sizes of what goes through the encoder."""
+        return (*self.references, *([(self.width, self.height)] if self.edited else []))
 
 
 @dataclass(frozen=True)
@@ -288,7 +294,7 @@ def plan_work(
     held = max(_held_bytes(model, work, value_bytes) for work in works)
     reading = text_activations(model.language_model, model.text.length, len(model.text.layers), text_value_bytes)
     encoding = max(
-        (encoder_activations(model.autoencoder, *size, value_bytes) for work in works for size in work.references),
+        (encoder_activations(model.autoencoder, *size, value_bytes) for work in works for size in work.encoded),
         default=0,
     )
     decoding = max(decoder_activations(model.autoencoder, work.width, work.height, value_bytes) for work in works)
@@ -397,6 +403,8 @@ def _held_bytes(model: Model, work: Work, value_bytes: int) -> int:
     # In float32 the noise, the latent before and after a step, its velocity and the finished one as foreseen.
     latents = work.batch * picture * token * (5 * FLOAT_BYTES + 2 * value_bytes)
     encoded = (1 + 2 * work.batch) * references * token * value_bytes
+    if work.edited:  # the source; what is kept of it, with noise, and its parts while they are joined
+        latents += (1 + 4 * work.batch) * picture * token * FLOAT_BYTES
     if not _caches(model, work):
         return contexts + latents + encoded
     blocks = model.transformer.depth + model.transformer.depth_single_blocks

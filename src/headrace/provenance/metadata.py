@@ -122,6 +122,7 @@ def parameters_text(recipe: Recipe) -> str:
         "Model hash": recipe.model_hash.removeprefix("sha256:")[:10],
         # Not quoted, as the web UI would: sd-parsers splits within the quotes.
         "Model": re.sub(r"[\s,:]+", " ", recipe.model).strip(),
+        **({} if recipe.edit is None else {"Denoising strength": recipe.edit.strength}),
         **_lora_hashes(dict(zip(names, recipe.loras, strict=True))),
         "Version": f"headrace {recipe.version}",
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from headrace.pose.skeleton import KEYPOINTS
 from headrace.world import skeletons
 from headrace.world.colors import RGB
 from headrace.world.scene import Box, Figure, Look, Point, Pose
@@ -118,7 +119,7 @@ def _unit(pose: Pose) -> float:
 
 
 def _at(pose: Pose, name: str) -> Point:
-    point = pose.keypoints[skeletons.KEYPOINTS.index(name)]
+    point = pose.keypoints[KEYPOINTS.index(name)]
     if point is None:
         raise ValueError(f"the pose of a figure lacks its {name}")
     return point

@@ -83,7 +83,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Pose:
-    """COCO-18 keypoints in the order of `headrace.world.skeletons.KEYPOINTS`; None where a point is not seen.
+    """COCO-18 keypoints in the order of `headrace.pose.skeleton.KEYPOINTS`; None where a point is not seen.
 
     name: of the pose, as in `headrace.world.skeletons.POSES`, where it is one that can be asked for.
     """

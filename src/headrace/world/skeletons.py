@@ -1,4 +1,4 @@
-"""Poses: COCO-18 keypoints invented joint by joint, and drawn as OpenPose draws them.
+"""Poses: COCO-18 keypoints invented joint by joint, and drawn as `headrace.pose` draws them.
 
 Poses are made in figure units: the neck is the origin, x points to the right of the picture, y down, and a figure that
 stands is about one unit tall.
@@ -12,75 +12,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from headrace.world.colors import RGB
+from headrace.pose.skeleton import FINE, KEYPOINTS, draw_body, enlarged
 from headrace.world.scene import Box, Point, Pose, Skeleton
-
-KEYPOINTS = (
-    "nose",
-    "neck",
-    "right shoulder",
-    "right elbow",
-    "right wrist",
-    "left shoulder",
-    "left elbow",
-    "left wrist",
-    "right hip",
-    "right knee",
-    "right ankle",
-    "left hip",
-    "left knee",
-    "left ankle",
-    "right eye",
-    "left eye",
-    "right ear",
-    "left ear",
-)
-"""COCO-18. A figure faces us: its right is on the left of the picture."""
-
-LIMBS = (
-    (1, 2),
-    (1, 5),
-    (2, 3),
-    (3, 4),
-    (5, 6),
-    (6, 7),
-    (1, 8),
-    (8, 9),
-    (9, 10),
-    (1, 11),
-    (11, 12),
-    (12, 13),
-    (1, 0),
-    (0, 14),
-    (14, 16),
-    (0, 15),
-    (15, 17),
-)
-"""The keypoints that each limb joins, in the order in which OpenPose draws them."""
-
-COLORS: tuple[RGB, ...] = (
-    (255, 0, 0),
-    (255, 85, 0),
-    (255, 170, 0),
-    (255, 255, 0),
-    (170, 255, 0),
-    (85, 255, 0),
-    (0, 255, 0),
-    (0, 255, 85),
-    (0, 255, 170),
-    (0, 255, 255),
-    (0, 170, 255),
-    (0, 85, 255),
-    (0, 0, 255),
-    (85, 0, 255),
-    (170, 0, 255),
-    (255, 0, 255),
-    (255, 0, 170),
-    (255, 0, 85),
-)
-"""Of the joints in the order of `KEYPOINTS`, and, darkened to 60 %, of the limbs in the order of `LIMBS`."""
-
-LIMB_BRIGHTNESS = 0.6
 
 TORSO = 0.30
 """From the neck to the middle of the hips, in figure units."""
@@ -88,9 +21,6 @@ TORSO = 0.30
 _SHOULDER, _HIP = (0.12, 0.02), (0.075, TORSO)
 _UPPER_ARM, _FOREARM, _THIGH, _SHIN = 0.165, 0.155, 0.19, 0.19
 _HEAD = {"nose": (0.0, -0.17), "eye": (0.05, -0.205), "ear": (0.115, -0.185)}
-
-_FINE = 4
-"""Pictures are drawn so many times larger and reduced, which smooths their edges."""
 
 POSES: dict[str, tuple[float, ...]] = {
     "standing": (14, 8, 14, 8, 5, 4, 5, 4),
@@ -192,32 +122,10 @@ def paste_skeleton(image: Image.Image, skeleton: Skeleton) -> None:
     """
     box = skeleton_box(skeleton)
     region = image.crop((box.left, box.top, box.right, box.bottom))
-    large = region.resize((region.width * _FINE, region.height * _FINE), Image.Resampling.NEAREST)
-    pen = ImageDraw.Draw(large)
-    radius = skeleton.radius * _FINE
+    large = enlarged(region)
     points = [
-        None if point is None else ((point[0] - box.left) * _FINE, (point[1] - box.top) * _FINE)
+        None if point is None else ((point[0] - box.left) * FINE, (point[1] - box.top) * FINE)
         for point in skeleton.pose.keypoints
     ]
-    for (first, second), color in zip(LIMBS, COLORS, strict=False):
-        start, end = points[first], points[second]
-        if start is not None and end is not None:
-            red, green, blue = (round(channel * LIMB_BRIGHTNESS) for channel in color)
-            pen.polygon(_limb(start, end, radius), fill=(red, green, blue))
-    for point, color in zip(points, COLORS, strict=True):
-        if point is not None:
-            pen.ellipse((point[0] - radius, point[1] - radius, point[0] + radius, point[1] + radius), fill=color)
+    draw_body(ImageDraw.Draw(large), points, skeleton.radius * FINE)
     image.paste(large.resize(region.size, Image.Resampling.BOX), (box.left, box.top))
-
-
-def _limb(start: Point, end: Point, radius: float) -> list[Point]:
-    """The ellipse whose long axis goes from joint to joint."""
-    middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-    half = math.dist(start, end) / 2
-    angle = math.atan2(end[1] - start[1], end[0] - start[0])
-    cosine, sine = math.cos(angle), math.sin(angle)
-    outline = []
-    for step in range(36):
-        along, across = half * math.cos(step * math.tau / 36), radius * math.sin(step * math.tau / 36)
-        outline.append((middle[0] + along * cosine - across * sine, middle[1] + along * sine + across * cosine))
-    return outline
