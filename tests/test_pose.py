@@ -164,6 +164,7 @@ def test_joints_and_limbs_have_their_colours_and_grow_with_the_picture() -> None
         ('{"people": ["a"]}', "where a person should be"),
         (json.dumps({"people": [{"pose_keypoints_2d": flat(BODY[:5])}]}), "5 points of a body"),
         (json.dumps({"people": [{"pose_keypoints_2d": flat(BODY), "hand_left_keypoints_2d": [1, 1, 1]}]}), "of a hand"),
+        (json.dumps({"people": [{"pose_keypoints_2d": flat(BODY), "face_keypoints_2d": [1, 1, 1] * 99}]}), "of a face"),
         ('{"people": [{"pose_keypoints_2d": [1, 2]}]}', "no point"),
         ('{"people": [{"pose_keypoints_2d": "abc"}]}', "no point"),
         ('{"people": [{"pose_keypoints_2d": [NaN, 2, 1]}]}', "no point"),

@@ -34,7 +34,7 @@ _FROM_COCO_17 = (0, _NECK, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3
 _COCO_SHOULDERS = 5, 6
 
 _FACE_OF_133, _LEFT_HAND_OF_133, _RIGHT_HAND_OF_133 = slice(23, 91), slice(91, 112), slice(112, 133)
-_HAND_POINTS = 21
+_COUNTS = {"hand": (21,), "face": (68, 70)}
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,9 @@ def _person(entry: Any, name: str) -> Person:
         read = _reader(entry, _OPENPOSE_CONFIDENCE, name)
         return Person(
             _body(read("pose_keypoints_2d"), name),
-            _hand(read("hand_left_keypoints_2d"), name),
-            _hand(read("hand_right_keypoints_2d"), name),
-            read("face_keypoints_2d"),
+            _checked(read("hand_left_keypoints_2d"), "hand", name),
+            _checked(read("hand_right_keypoints_2d"), "hand", name),
+            _checked(read("face_keypoints_2d"), "face", name),
         )
     scores = entry.get("keypoint_scores", entry.get("scores"))
     points = _points(entry.get("keypoints"), scores, _COCO_CONFIDENCE, name)
@@ -161,9 +161,9 @@ def _person(entry: Any, name: str) -> Person:
     read = _reader(entry, _COCO_CONFIDENCE, name)
     return Person(
         _body(points, name),
-        _hand(read("lefthand_kpts"), name),
-        _hand(read("righthand_kpts"), name),
-        read("face_kpts"),
+        _checked(read("lefthand_kpts"), "hand", name),
+        _checked(read("righthand_kpts"), "hand", name),
+        _checked(read("face_kpts"), "face", name),
     )
 
 
@@ -210,9 +210,11 @@ def _body(points: Part, name: str) -> Part:
     raise RequestError(f"The keypoints {name} have {len(points)} points of a body; 17, 18, 25 and 133 are known.")
 
 
-def _hand(points: Part, name: str) -> Part:
-    if points and len(points) != _HAND_POINTS:
-        raise RequestError(f"The keypoints {name} have {len(points)} points of a hand; it has {_HAND_POINTS}.")
+def _checked(points: Part, part: str, name: str) -> Part:
+    known = _COUNTS[part]
+    if points and len(points) not in known:
+        expected = " or ".join(map(str, known))
+        raise RequestError(f"The keypoints {name} have {len(points)} points of a {part}; it has {expected}.")
     return points
 
 
