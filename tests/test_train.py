@@ -20,7 +20,7 @@ from headrace.flow.latents import to_tokens
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
 from headrace.text.templates import TEMPLATES
 from headrace.text.tokens import PromptTokenizer
-from headrace.train import autoencoder, optimizers, run, transformer
+from headrace.train import autoencoder, distill, optimizers, run, transformer
 from headrace.train.export import ModelSettings, export
 from headrace.train.loop import Loop
 from headrace.train.samples import encode_samples
@@ -120,6 +120,64 @@ def test_transformer_resumes_to_the_same_bits(
     train("cut", lambda _: None, resume=True)
     assert_same_state(tmp_path / "whole", tmp_path / "cut")
     assert (tmp_path / "whole" / "pictures" / "000004.png").is_file()
+
+
+DISTILLATION = distill.Distillation(steps=2, teacher_steps=2, guidance=2.0, loop=LOOP)
+
+
+def test_distillation_resumes_to_the_same_bits_and_leaves_the_text_encoder(
+    tmp_path: Path, small_autoencoder: autoencoder.Autoencoder, prompt_tokenizer: PromptTokenizer
+) -> None:
+    samples = [encode_samples(small_autoencoder, 24, size, tmp_path / f"{size}") for size in TRANSFORMER.sizes]
+    torch.manual_seed(3)
+    teacher = transformer.Network(TRANSFORMER)
+    nn.init.normal_(teacher.transformer.final_layer.linear.weight, std=0.02)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+
+    def train(name: str, report: Callable[[str], None], *, resume: bool = False) -> None:
+        config = distill.DistilledTraining(TRANSFORMER, DISTILLATION)
+        distill.distil(
+            config, tmp_path / name, teacher, samples, prompt_tokenizer, small_autoencoder, resume=resume, report=report
+        )
+
+    train("whole", lambda _: None)
+    with pytest.raises(CutOff):
+        train("cut", cut_off_at(3))
+    train("cut", lambda _: None, resume=True)
+    assert_same_state(tmp_path / "whole", tmp_path / "cut")
+    student = transformer.trained(TRANSFORMER, tmp_path / "whole").state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(teacher.state_dict()[name], tensor), name
+        assert torch.equal(student[name], tensor) or name.startswith("transformer."), name
+    changed = "transformer.final_layer.linear.weight"
+    assert not torch.equal(student[changed], before[changed])
+    step, config = run.described(tmp_path / "whole", distill.DistilledTraining)
+    assert (step, config.distillation, config.base.text) == (4, DISTILLATION, TRANSFORMER.text)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(
+    small_autoencoder: autoencoder.Autoencoder, prompt_tokenizer: PromptTokenizer, tmp_path: Path
+) -> None:
+    samples = encode_samples(small_autoencoder, 24, (64, 64), tmp_path)
+    torch.manual_seed(3)
+    teacher = transformer.Network(TRANSFORMER).requires_grad_(False)
+    nn.init.normal_(teacher.transformer.final_layer.linear.weight, std=0.2)
+    kind = transformer.kind_of(TRANSFORMER, samples, 0)
+    batch = transformer.draw_batch(TRANSFORMER, samples, kind, prompt_tokenizer, 0)
+    empty = [part[0] for part in transformer.tokenize(prompt_tokenizer, [""])]
+
+    def loss(config: distill.Distillation) -> float:
+        where = transformer.positions_of(samples, kind)
+        return distill.loss(teacher, teacher, config, where, kind.task, batch, empty)[0].item()
+
+    same = loss(replace(DISTILLATION, teacher_steps=1, guidance=1.0))
+    assert same < 1e-4 < loss(DISTILLATION)
+
+
+def test_euler_follows_a_constant_velocity_to_the_end() -> None:
+    start, end = torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.0])
+    reached = distill.solve(lambda latent, times: torch.ones_like(latent), torch.zeros(2, 3, 4), start, end, 5)
+    torch.testing.assert_close(reached, torch.full((2, 3, 4), -0.5))
 
 
 def assert_same_state(first: Path, second: Path) -> None:

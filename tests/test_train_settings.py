@@ -10,6 +10,7 @@ import pytest
 
 from headrace.errors import RequestError
 from headrace.train.autoencoder import AutoencoderTraining
+from headrace.train.distill import Distillation
 from headrace.train.settings import MAX_BYTES, SPRITE, from_table, read_settings
 from headrace.train.transformer import TransformerTraining
 
@@ -90,4 +91,5 @@ def test_sprite_has_settings() -> None:
     settings = read_settings(SPRITE / "transformer.toml", TransformerTraining)
     width = settings.language_model.hidden_size * len(settings.text.layers)
     assert settings.transformer.context_in_dim == width
+    assert read_settings(SPRITE / "distillation.toml", Distillation).steps == 4
     assert all(side % 16 == 0 for size in settings.sizes for side in size)

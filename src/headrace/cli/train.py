@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ def train() -> None:
     \b
     headrace train autoencoder runs/autoencoder
     headrace train transformer runs/transformer --autoencoder runs/autoencoder
-    headrace train export runs/transformer --autoencoder runs/autoencoder --output my-model
+    headrace train distill runs/distilled --base runs/transformer --autoencoder runs/autoencoder
+    headrace train export runs/distilled --autoencoder runs/autoencoder --output my-model
     """
 
 
@@ -45,6 +47,15 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+_samples_option = click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=32_000,
+    show_default=True,
+    help="So many are encoded first, and a quarter of that for each other size.",
+)
+
+
 @train.command()
 @_run_options
 def autoencoder(folder: Path, config: Path | None, resume: bool, steps: int | None, decay: int | None) -> None:
@@ -63,13 +74,7 @@ def autoencoder(folder: Path, config: Path | None, resume: bool, steps: int | No
 @train.command()
 @_run_options
 @click.option("--autoencoder", "autoencoder_folder", type=_FOLDER, required=True, help="A finished autoencoder's run.")
-@click.option(
-    "--samples",
-    type=click.IntRange(1),
-    default=32_000,
-    show_default=True,
-    help="So many are encoded first, and a quarter of that for each other size.",
-)
+@_samples_option
 def transformer(
     folder: Path,
     config: Path | None,
@@ -83,7 +88,7 @@ def transformer(
     import torch
 
     from headrace.train.autoencoder import finish
-    from headrace.train.samples import encode_samples
+    from headrace.train.samples import encode_sizes
     from headrace.train.settings import SPRITE, read_settings
     from headrace.train.transformer import TransformerTraining, prepare_tokenizer, train
 
@@ -92,12 +97,55 @@ def transformer(
     settings = replace(settings, loop=_changed(settings.loop, steps, decay))
     decoder = finish(autoencoder_folder)
     tokenizer = prepare_tokenizer(folder / _TOKENIZER, settings)
-    counts = [samples, *[-(-samples // 4)] * (len(settings.sizes) - 1)]
-    encoded = [
-        encode_samples(decoder, count, size, folder / f"samples-{count}-{size[0]}x{size[1]}")
-        for size, count in zip(settings.sizes, counts, strict=True)
-    ]
+    encoded = encode_sizes(decoder, samples, settings.sizes, folder)
     train(settings, folder, encoded, tokenizer, decoder, resume=resume, report=click.echo)
+
+
+@train.command()
+@_run_options
+@click.option("--base", "base_folder", type=_FOLDER, required=True, help="The run of the transformer to start from.")
+@click.option("--autoencoder", "autoencoder_folder", type=_FOLDER, required=True, help="The autoencoder's run.")
+@_samples_option
+def distill(
+    folder: Path,
+    config: Path | None,
+    base_folder: Path,
+    autoencoder_folder: Path,
+    resume: bool,
+    samples: int,
+    steps: int | None,
+    decay: int | None,
+) -> None:
+    """Distil the transformer of a run for few steps without guidance, with state, log and pictures in FOLDER.
+
+    Samples that were encoded for the base are taken from its folder.
+    """
+    import torch
+
+    from headrace.train.autoencoder import finish
+    from headrace.train.distill import Distillation, DistilledTraining, distil
+    from headrace.train.run import described
+    from headrace.train.samples import encode_sizes
+    from headrace.train.settings import SPRITE, read_settings
+    from headrace.train.transformer import TransformerTraining, prepare_tokenizer, trained
+
+    torch.set_num_threads(1)
+    settings = read_settings(config or SPRITE / "distillation.toml", Distillation)
+    settings = replace(settings, loop=_changed(settings.loop, steps, decay))
+    _, base = described(base_folder, TransformerTraining)
+    decoder = finish(autoencoder_folder)
+    tokenizer = prepare_tokenizer(base_folder / _TOKENIZER, base)
+    shutil.copytree(base_folder / _TOKENIZER, folder / _TOKENIZER, dirs_exist_ok=True)
+    distil(
+        DistilledTraining(base, settings),
+        folder,
+        trained(base, base_folder),
+        encode_sizes(decoder, samples, base.sizes, base_folder),
+        tokenizer,
+        decoder,
+        resume=resume,
+        report=click.echo,
+    )
 
 
 @train.command()
@@ -105,22 +153,37 @@ def transformer(
 @click.option("--autoencoder", "autoencoder_folder", type=_FOLDER, required=True, help="The autoencoder's run.")
 @click.option("--output", type=_FOLDER, required=True, help="Where the model goes.")
 @click.option("--name", default="sprite", show_default=True)
-@click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="The model's default when used.")
-def export(folder: Path, autoencoder_folder: Path, output: Path, name: str, steps: int) -> None:
-    """Write the model trained in FOLDER in diffusers' layout, in bf16, for `--model`."""
+@click.option("--steps", type=click.IntRange(1), help="The model's default. Default: the distilled one's, or 20.")
+@click.option("--guidance", type=click.FloatRange(1), help="The model's default, where it is not distilled.  [4]")
+def export(
+    folder: Path, autoencoder_folder: Path, output: Path, name: str, steps: int | None, guidance: float | None
+) -> None:
+    """Write the model trained or distilled in FOLDER in diffusers' layout, in bf16, for `--model`."""
     from headrace.train.autoencoder import finish
+    from headrace.train.distill import DistilledTraining
     from headrace.train.export import ModelSettings, export
-    from headrace.train.run import described
+    from headrace.train.run import described, described_as_table
     from headrace.train.transformer import TransformerTraining, prepare_tokenizer, trained
 
-    _, settings = described(folder, TransformerTraining)
+    distilled = "distillation" in described_as_table(folder)[1]
+    if distilled:
+        whole = described(folder, DistilledTraining)[1]
+        settings, least = whole.base, whole.distillation.steps
+    else:
+        settings, least = described(folder, TransformerTraining)[1], 20
     export(
         output,
         trained(settings, folder),
         finish(autoencoder_folder),
         prepare_tokenizer(folder / _TOKENIZER, settings).tokenizer,
         settings.text,
-        ModelSettings(name, steps, guidance=1.0, distilled=True, default_size=settings.sizes[0]),
+        ModelSettings(
+            name,
+            steps or least,
+            guidance=1.0 if distilled else guidance or 4.0,
+            distilled=distilled,
+            default_size=settings.sizes[0],
+        ),
     )
     click.echo(f"wrote {output}")
 

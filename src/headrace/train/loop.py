@@ -51,15 +51,16 @@ def learn(
 ) -> None:
     """Trains ``network`` until ``loop.steps`` and leaves the state in ``folder``; a resumed run ends in the same bits.
 
-    losses: the shards of a step, as a function of nothing but the step. adam_only: see `optimizers.build`. settings:
-    the whole configuration of the run, with which a resumed run must agree. on_save: called after each save with the
-    number of steps done and the average. Raises RequestError when asked to resume where there is nothing, or something
-    else.
+    Parameters that need no gradient stay as they are. losses: the shards of a step, as a function of nothing but the
+    step. adam_only: see `optimizers.build`. settings: the whole configuration of the run, with which a resumed run must
+    agree. on_save: called after each save with the number of steps done and the average. Raises RequestError when asked
+    to resume where there is nothing, or something else.
     """
-    optimizer = optimizers.build(network.named_parameters(), adam_only)
+    learned = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    optimizer = optimizers.build(learned.items(), adam_only)
     average = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     first = run.load_state(folder, settings, network, average, optimizer.all()) if resume else 0
-    parameters = list(network.parameters())
+    parameters = list(learned.values())
     started = time.monotonic()
     recent: list[dict[str, float]] = []
     with ThreadPoolExecutor(loop.shards) as pool, ThreadPoolExecutor(1) as drawing:

@@ -104,12 +104,18 @@ def described(folder: Path, kind: type[Settings]) -> tuple[int, Settings]:
 
     Raises RequestError where there is none, or one of another kind.
     """
+    step, table = described_as_table(folder)
+    return step, from_table(folder / STATE, kind, table)
+
+
+def described_as_table(folder: Path) -> tuple[int, dict[str, Any]]:
+    """As `described`, of a run of any kind."""
     file = folder / STATE
     if not file.is_file():
         raise RequestError(f"{folder} holds no {STATE}: train there first.")
     with safe_open(file, framework="pt") as stored:
         metadata = stored.metadata()
-    return int(metadata["step"]), from_table(file, kind, json.loads(metadata["settings"]))
+    return int(metadata["step"]), json.loads(metadata["settings"])
 
 
 def read_average(folder: Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,15 @@ class Samples:
         places = self.starts[kind][chosen][:, None] + np.arange(length)
         both = torch.from_numpy(self.tokens[places]).float()
         return both[:, :targets], both[:, targets:]
+
+
+def encode_sizes(autoencoder: Autoencoder, count: int, sizes: Sequence[Size], folder: Path) -> list[Samples]:
+    """So many samples of the first size, and a quarter of that of each other, in folders of this one."""
+    counts = [count, *[-(-count // 4)] * (len(sizes) - 1)]
+    return [
+        encode_samples(autoencoder, number, (width, height), folder / f"samples-{number}-{width}x{height}")
+        for (width, height), number in zip(sizes, counts, strict=True)
+    ]
 
 
 def encode_samples(autoencoder: Autoencoder, count: int, size: Size, folder: Path) -> Samples:

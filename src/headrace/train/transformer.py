@@ -114,16 +114,7 @@ class Network(nn.Module):
         self, latent: Tensor, times: Tensor, token_ids: Tensor, mask: Tensor, references: Tensor, where: Positions
     ) -> Tensor:
         """latent (B, N, C), times (B,), token_ids and mask (B, L), references (B, M, C) -> velocity (B, N, C)."""
-        shown = references.shape[1] > 0
-        return self.transformer(
-            latent,
-            where.picture,
-            times,
-            self.context(token_ids, mask),
-            text_positions(token_ids.shape[1]),
-            references=references if shown else None,
-            reference_ids=where.references if shown else None,
-        )
+        return velocity(self.transformer, latent, times, self.context(token_ids, mask), references, where)
 
 
 class Positions(NamedTuple):
@@ -142,6 +133,22 @@ class Batch(NamedTuple):
     token_ids: Tensor
     mask: Tensor
     references: Tensor
+
+
+def velocity(
+    transformer: Transformer, latent: Tensor, times: Tensor, context: Tensor, references: Tensor, where: Positions
+) -> Tensor:
+    """latent (B, N, C), times (B,), context (B, L, width), references (B, M, C) -> velocity (B, N, C)."""
+    shown = references.shape[1] > 0
+    return transformer(
+        latent,
+        where.picture,
+        times,
+        context,
+        text_positions(context.shape[1]),
+        references=references if shown else None,
+        reference_ids=where.references if shown else None,
+    )
 
 
 def train(
@@ -185,13 +192,9 @@ def _losses(
 ) -> list[shards.Loss]:
     some = samples[size_index(config, step)]
     kind = kind_of(config, some, step)
-    where = Positions(
-        picture_positions(*some.target_grid()),
-        reference_positions(some.reference_grids(kind)) if kind.references else torch.zeros(0, 4),
-    )
-    parts = zip(
-        *(tensor.chunk(config.loop.shards) for tensor in draw_batch(config, some, kind, tokenizer, step)), strict=True
-    )
+    where = positions_of(some, kind)
+    batch = draw_batch(config, some, kind, tokenizer, step)
+    parts = zip(*(tensor.chunk(config.loop.shards) for tensor in batch), strict=True)
     return [functools.partial(_loss, network, where, kind.task, Batch(*part)) for part in parts]
 
 
@@ -201,7 +204,20 @@ def _loss(network: Network, where: Positions, task: str, batch: Batch) -> tuple[
     with torch.autocast("cpu", torch.bfloat16):
         velocity = network(noisy, batch.times, batch.token_ids, batch.mask, batch.references, where)
     loss = (velocity.float() - (batch.noise - batch.latent)).square().mean()
-    return loss, {name: loss.item() if name == task else math.nan for name in TASKS}
+    return loss, task_losses(task, loss)
+
+
+def task_losses(task: str, loss: Tensor) -> dict[str, float]:
+    """What is logged of a batch of one task."""
+    return {name: loss.item() if name == task else math.nan for name in TASKS}
+
+
+def positions_of(samples: Samples, kind: Kind) -> Positions:
+    """Where the tokens of samples of this kind lie."""
+    grids = samples.reference_grids(kind)
+    return Positions(
+        picture_positions(*samples.target_grid()), reference_positions(grids) if grids else torch.zeros(0, 4)
+    )
 
 
 def size_index(config: TransformerTraining, step: int) -> int:
