@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ import torch
 from headrace.bench.blocks import (
     CPU,
     Size,
+    Step,
     describe_transformer,
     in_turns,
     load_whole,
@@ -34,7 +35,7 @@ from headrace.errors import RequestError
 from headrace.memory.files import file_states
 from headrace.memory.networks import Lent, stream_transformer
 from headrace.memory.plan import Budget, Model, Work, plan_work, step_operations
-from headrace.memory.process import peak_bytes, resident_bytes, return_freed_memory
+from headrace.memory.process import forget_peak, peak_bytes, resident_bytes, return_freed_memory
 from headrace.nn.transformer import Block, Transformer
 
 # Passes timed together: the slots and the blocks that are read ahead are then as in the middle of a run.
@@ -61,6 +62,7 @@ class StreamRow:
     reading: the seconds its bytes take at the raw rate; arithmetic: its operations at the rate of plain bf16 products,
     the median of all rounds. over_floor: the step's seconds over the larger of the two, likewise.
     over_resident: over those of a step with all weights in memory, likewise; None under a budget.
+    peak: the process's largest resident set during these steps, in bytes.
     """
 
     width: int
@@ -70,15 +72,15 @@ class StreamRow:
     arithmetic: float
     over_floor: float
     over_resident: float | None
+    peak: int
 
 
 @dataclass(frozen=True)
 class Streaming:
-    """What was measured of one model. peak: the process's largest resident set in bytes; None without a budget."""
+    """What was measured of one model."""
 
     reading: Reading
     rows: tuple[StreamRow, ...]
-    peak: int | None
 
 
 def measure_streaming(
@@ -111,7 +113,7 @@ def measure_streaming(
         reading = Reading(total, statistics.median(rates["raw"]), share)
         whole = load_whole(component, config, precision) if memory is None else None
         rows = tuple(_rows(model, lent, whole, dtype, sizes, reading, rounds))
-    return Streaming(reading, rows, None if memory is None else peak_bytes())
+    return Streaming(reading, rows)
 
 
 def _resident_blocks(model: Model, precision: str, sizes: Sequence[Size], memory: int) -> tuple[int, ...]:
@@ -168,9 +170,11 @@ def _rows(
 ) -> Iterator[StreamRow]:
     for size in sizes:
         inputs = random_inputs(model, size, dtype)
-        works = {
+        step = inputs.step(lent.network, lent.blocks)
+        peaks: list[int] = []
+        works: dict[str, Callable[[], float]] = {
             "products": partial(sequence_product_rate, inputs, model.transformer),
-            "streamed": partial(seconds_of, inputs.step(lent.network, lent.blocks)),
+            "streamed": partial(_watched, step, peaks),
         }
         if whole is not None:
             works["resident"] = partial(seconds_of, inputs.step(whole, whole.blocks))
@@ -186,4 +190,13 @@ def _rows(
             arithmetic=statistics.median(arithmetic),
             over_floor=median_ratio(seconds, floors),
             over_resident=None if resident is None else median_ratio(seconds, resident),
+            peak=max(peaks),
         )
+
+
+def _watched(step: Step, peaks: list[int]) -> float:
+    """The seconds of a step; the largest resident set meanwhile goes to `peaks`."""
+    forget_peak()
+    seconds = seconds_of(step)
+    peaks.append(peak_bytes())
+    return seconds

@@ -150,10 +150,8 @@ def stream(
         f"{readable_bytes(reading.bytes)} a step, read at {reading.raw / 1e9:.2f} GB/s from beginning to end and at "
         f"{reading.share:.0%} of that block by block"
     )
-    if measured.peak is not None:
-        click.echo(f"peak of the process: {readable_bytes(measured.peak)}")
     print_table(
-        ("size", "seconds", "reading", "arithmetic", "over floor", "over resident"),
+        ("size", "seconds", "reading", "arithmetic", "over floor", "over resident", "peak"),
         [
             (
                 f"{row.width}x{row.height}",
@@ -162,6 +160,7 @@ def stream(
                 f"{row.arithmetic:.2f}",
                 f"{row.over_floor:.2f}",
                 "" if row.over_resident is None else f"{row.over_resident:.3f}",
+                readable_bytes(row.peak),
             )
             for row in measured.rows
         ],
