@@ -251,7 +251,7 @@ def test_conversion_in_every_step_is_foreseen() -> None:
     assert (as_stored.recoded_bytes, as_stored.peak_bytes) == (0, converted.peak_bytes)
     streamed = converted.components["transformer"].streamed_bytes
     assert (converted.recoded_bytes, converted.bound) == (streamed, "conversion")
-    assert converted.seconds_per_step > 3 * as_stored.seconds_per_step
+    assert converted.seconds_per_step > as_stored.seconds_per_step + streamed / 0.15e9
     assert planned(in_bf16, 3 * 10**9, "bf16").recoded_bytes == 0
     assert planned(in_bf16, 10**11, "int8").recoded_bytes == 0
 

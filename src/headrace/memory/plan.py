@@ -69,12 +69,12 @@ class Rates:
     link: float | None = None
 
 
-# Constants, not measured where the plan is made: two server cores with bf16 instructions and their NVMe disk, and a
-# GPU of the class of an RTX 4090 on PCIe 4.
+# Constants, not measured where the plan is made: whole steps (benchmarks/steps.md) on two server cores with bf16
+# instructions and their NVMe disk, and a GPU of the class of an RTX 4090 on PCIe 4.
 CONVERSION: Mapping[Bits, float] = {"fp8": 0.08e9, "int8": 0.12e9}
 CPU_RATES = Rates(
-    {"fp32": 0.18e12, "bf16": 0.8e12, "fp8": 0.74e12, "int8": 1.1e12, "stored": 0.5e12},
-    disk=2.8e9,
+    {"fp32": 0.15e12, "bf16": 0.37e12, "fp8": 0.34e12, "int8": 0.52e12, "stored": 0.25e12},
+    disk=2e9,
     conversion=CONVERSION,
 )
 GPU_RATES = Rates(
