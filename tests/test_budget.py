@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import headrace as package
 from conftest import Run, command_environment
 from headrace.bench.budget import BudgetRow, measure_budgets
 from headrace.bench.checkpoint import write_checkpoint
+from headrace.bench.formats import FORMATS, write_weights
 from headrace.catalog import PUBLISHED, PublishedModel
 from headrace.checkpoints import open_checkpoint
 from headrace.checkpoints.components import Component
 from headrace.checkpoints.headers import TensorEntry
+from headrace.checkpoints.shapes import transformer_shapes
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig
 
@@ -117,6 +120,26 @@ def test_a_budget_holds_and_is_foreseen(wide: Path) -> None:
     rows = list(measure_budgets(str(wide), size="256x256"))
     check_rows(rows)
     assert rows[0].resident_blocks == 8 >= rows[1].resident_blocks > rows[2].resident_blocks
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "nvfp4",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fp8 (e5m2)", "int8, rotated", "mxfp8", "nf4")),
+    ],
+)
+def test_the_smallest_budget_holds_where_weights_stay_as_stored(wide: Path, tmp_path: Path, stored: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(wide, model, ignore=shutil.ignore_patterns("diffusion_pytorch_model*"))
+    shutil.copytree(wide / "vae", model / "vae", dirs_exist_ok=True)
+    shapes = transformer_shapes(open_checkpoint(wide).transformer_config)
+    write_weights(model / "transformer" / "diffusion_pytorch_model.safetensors", shapes, FORMATS[stored])
+    least = package.plan(model, memory="100GB", size="128x128").minimum_bytes
+    (row,) = measure_budgets(str(model), [least], size="128x128", steps=1)
+    assert (row.memory_bytes, row.minimum_bytes, row.resident_blocks) == (least, least, 0)
+    assert row.measured_bytes is not None
+    assert 0.9 * least < row.measured_bytes <= least
 
 
 @pytest.mark.slow
