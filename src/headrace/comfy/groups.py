@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from headrace.comfy.graph import MAX_NODES
 from headrace.comfy.saved import SavedGraph, SavedGroup, SavedLink, SavedNode, Slot, with_targets
 from headrace.comfy.specs import SPECS
 from headrace.comfy.widgets import own_values
 from headrace.errors import RequestError
 
 PREFIXES = "workflow>", "workflow/"
+# Nodes and links of all groups, unfolded.
+MAX_SIZE = 100_000
 _REROUTE, _PRIMITIVE = "Reroute", "PrimitiveNode"
 
 
@@ -56,31 +57,38 @@ def ungrouped(graph: SavedGraph, groups: Mapping[str, SavedGroup]) -> SavedGraph
     """The graph with the inner nodes of its groups, each called `instance:place`, instead of their instances.
 
     An instance that is muted or bypassed stays. Raises RequestError where a group is not defined, has a node of a class
-    whose inputs are not known, or where there are too many nodes.
+    whose inputs are not known, or where there are more than MAX_SIZE nodes and links.
     """
     instances = {node.id: node for node in graph.nodes.values() if node.runs and group_of(node) is not None}
     if not instances:
         return graph
     nodes = {key: node for key, node in graph.nodes.items() if key not in instances}
     links = dict(graph.links)
+    outgoing: dict[str, list[str]] = {}
+    for key, link in graph.links.items():
+        outgoing.setdefault(link.origin, []).append(key)
+    faces: dict[str, _Face] = {}
+    size = 0
     for instance in instances.values():
-        name = group_of(instance)
-        group = groups.get(name or "")
+        name = group_of(instance) or ""
+        group = groups.get(name)
         if group is None:
             raise RequestError(
                 f'The workflow has the group node "{name}" without saying what is in it: open it in the ComfyUI it is '
                 "from, convert the group to nodes, and save it again."
             )
-        face = _face(name or "", group)
+        size += len(group.nodes) + len(group.links)
+        if size > MAX_SIZE:
+            raise RequestError(f"The workflow's group nodes unfold to more than {MAX_SIZE:,} nodes and links.")
+        face = faces[name] = faces.get(name) or _face(name, group)
         nodes |= {inner.id: inner for inner in _inner_nodes(instance, group, face)}
-        if len(nodes) > MAX_NODES:
-            raise RequestError(f"The workflow's group nodes unfold to more than {MAX_NODES:,} nodes.")
         for number, link in enumerate(group.links):
             key = f"{instance.id}:{number}"
             links[key] = replace(link, origin=f"{instance.id}:{link.origin}", target=f"{instance.id}:{link.target}")
-        for key, outer in graph.links.items():
-            if outer.origin == instance.id and outer.origin_slot < len(face.outputs):
-                place, slot = face.outputs[outer.origin_slot]
+        for key in outgoing.get(instance.id, ()):
+            number = graph.links[key].origin_slot
+            if number < len(face.outputs):
+                place, slot = face.outputs[number]
                 links[key] = replace(links[key], origin=f"{instance.id}:{place}", origin_slot=slot)
     return with_targets(replace(graph, nodes=nodes, links=links))
 
@@ -134,10 +142,13 @@ def _face(name: str, group: SavedGroup) -> _Face:
     face = _Face()
     into: dict[tuple[int, int], SavedLink] = {(int(link.target), link.target_slot): link for link in group.links}
     taken = {(int(link.origin), link.origin_slot) for link in group.links}
+    fed: dict[int, SavedLink] = {}
+    for link in group.links:
+        fed.setdefault(int(link.origin), link)
     converted: list[tuple[int, str]] = []
     for place, node in enumerate(group.nodes):
         if node.type == _PRIMITIVE:
-            _show_primitive(face, group, place)
+            _show_primitive(face, group, place, fed.get(place))
         elif node.type == _REROUTE:
             _show_reroute(face, group, place, into, taken)
         elif node.type in SPECS:
@@ -176,13 +187,13 @@ def _show_inputs(
             face.inputs[face.name(node, entry.name, group.custom_name(place, entry.name))] = place, entry.name
 
 
-def _show_primitive(face: _Face, group: SavedGroup, place: int) -> None:
-    targets = [link for link in group.links if int(link.origin) == place]
-    if not targets:
+def _show_primitive(face: _Face, group: SavedGroup, place: int, link: SavedLink | None) -> None:
+    """link: the first that it feeds; one that feeds nothing inside is not shown."""
+    if link is None:
         return
     face.name(group.nodes[place], "value", group.custom_name(place, "value"))
-    target = group.nodes[int(targets[0].target)]
-    inner = target.inputs[targets[0].target_slot].name if targets[0].target_slot < len(target.inputs) else ""
+    target = group.nodes[int(link.target)]
+    inner = target.inputs[link.target_slot].name if link.target_slot < len(target.inputs) else ""
     known = SPECS[target.type].input(inner) if target.type in SPECS else None
     face.widgets.append((place, "value"))
     if known is not None and known.type in ("INT", "COMBO"):
