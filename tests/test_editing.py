@@ -26,6 +26,7 @@ from headrace.recipe import Recipe, taken_steps
 from reference_pipelines import Kind, random_widths, save_pipeline
 
 KINDS: list[Kind] = ["dev", "klein", "klein-base", "klein-kv"]
+CASES = [*((kind, "diffusers") for kind in KINDS), ("klein", "comfy"), ("klein", "bfl")]
 SMALL: dict[str, Any] = {"channels": (8, 8, 16, 16), "norm_groups": 4}
 
 
@@ -67,12 +68,12 @@ def test_inpainting_is_that_of_diffusers(kind: Kind, seed: int, tmp_path: Path) 
     theirs.set_progress_bar_config(disable=True)
     ours = headrace.load(tmp_path, precision="fp32", device="cpu")
     draw = random.Random(seed)
-    for references, strength in ((0, 1.0), (1, draw.choice([0.3, 0.5, 0.7])), (0, draw.uniform(0.1, 0.9))):
-        source = picture(seed, 16 * draw.randint(2, 6), 16 * draw.randint(2, 6))
+    for references, strength in ((0, 1.0), (1, draw.uniform(0.1, 0.9))):
+        source = picture(seed, 16 * draw.randint(2, 4), 16 * draw.randint(2, 4))
         masked = mask(source.size, (16, 0, 32, source.height), (0, 0, 16, 16))
         others = [picture(seed + 5, 70, 50)] * references
         request: dict[str, Any] = {"prompt": "two green trees near the red house", "strength": strength}
-        steps, guidance = draw.randint(4, 7), draw.choice([1.0, 3.0])
+        steps, guidance = draw.randint(3, 5), draw.choice([1.0, 3.0])
         expected = theirs(
             **request,
             image=source,
@@ -97,8 +98,7 @@ def test_inpainting_is_that_of_diffusers(kind: Kind, seed: int, tmp_path: Path) 
         assert np.array_equal(pixels(made)[~inside], pixels(source)[~inside])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("convention", ["diffusers", "comfy", "bfl"])
+@pytest.mark.parametrize(("kind", "convention"), CASES)
 def test_strength_1_is_no_source_at_all_and_0_its_round_trip(
     kind: str, convention: str, folders: dict[str, Path]
 ) -> None:
@@ -130,7 +130,7 @@ def _autoencoder(folder: Path) -> Any:
     return AutoencoderKLFlux2.from_pretrained(folder, subfolder="vae").eval()
 
 
-@pytest.mark.parametrize("convention", ["diffusers", "comfy", "bfl"])
+@pytest.mark.parametrize("convention", ["diffusers", "comfy"])
 def test_between_them_the_last_of_the_published_times_are_walked(klein: Pipeline, convention: str) -> None:
     seen: dict[float, list[float]] = {}
     for strength in (1.0, 0.75, 0.7, 0.26, 0.25, 0.01):
@@ -156,8 +156,7 @@ def test_products_that_are_whole_take_no_step_too_many() -> None:
             assert taken_steps(steps, percent / 100) == -(-steps * percent // 100)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("convention", ["diffusers", "comfy", "bfl"])
+@pytest.mark.parametrize(("kind", "convention"), CASES)
 def test_outside_the_mask_every_bit_is_the_sources(kind: str, convention: str, folders: dict[str, Path]) -> None:
     source = picture(3, 75, 50)
     masked = mask(source.size, (20, 10, 41, 33))
