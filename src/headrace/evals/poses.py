@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +13,12 @@ import numpy as np
 from headrace.evals.sprites import Canvas
 from headrace.pose.skeleton import KEYPOINTS
 from headrace.world import figures, skeletons
-from headrace.world.scene import Figure, Point, Pose
+from headrace.world.scene import Box, Figure, Point, Pose
 
 FAINT = 0.3
 """A figure that explains less than this of its own contrast with the background is not there."""
 
-WELL = 0.85
+WELL = 0.93
 """From this share on limbs are only looked for near where they are."""
 
 _SIZES = (0.8, 1.0, 1.25)
@@ -44,12 +44,14 @@ class _Posture:
 def read_pose(canvas: Canvas, figure: Figure) -> tuple[Pose, float]:
     """The pose in which this character explains the picture best, in pixels, and the share of its contrast explained.
 
-    The pose that is asked for is where the search begins, along with all poses that have a name.
+    The search begins with the pose that is asked for and, where that does not explain it well, goes on from all poses
+    that have a name.
     """
     sought = _Sought(canvas, figure)
-    begun = max(sought.beginnings(), key=lambda one: one[0])[1]
-    found = sought.refined(begun, (8.0, 4.0))
+    found = sought.refined(sought.placed([sought.asked], (*_SIZES, 0.9, 1.1)), (8.0, 4.0))
     if sought.explained(found) < WELL:
+        other = sought.refined(sought.placed(_named(), _SIZES), (8.0, 4.0))
+        found = max(found, other, key=sought.gain)
         for limb in _LIMBS.values():
             found = max([found, *_swung(found, limb)], key=sought.gain)
         found = sought.refined(found, (12.0, 6.0))
@@ -68,27 +70,32 @@ class _Sought:
 
     def __init__(self, canvas: Canvas, figure: Figure) -> None:
         self.canvas = canvas
-        self.figure = figures.with_pose(figure, skeletons.moved(figure.pose, canvas.scale, (0, 0)))
+        self.character, self.look = figure.character, figure.look
+        self.asked = _posture(skeletons.moved(figure.pose, canvas.scale, (0, 0)))
         self.squares = np.square(canvas.coarse - canvas.coarse_behind).sum(-1)
 
-    def beginnings(self) -> Iterator[tuple[float, _Posture]]:
-        """Postures with the place that suits each best, and its merit there."""
-        asked = _posture(self.figure.pose)
-        chance = random.Random(0)
-        known = [_posture(skeletons.named_pose(chance, name)) for name in skeletons.POSES]
-        # What the figures here can do, both can do with right and left exchanged.
-        known += [replace(one, lean=-one.lean, nod=-one.nod, angles=_exchanged(one.angles)) for one in known]
-        for size, posture in itertools.chain(
-            ((size, asked) for size in (*_SIZES, 0.9, 1.1)), itertools.product(_SIZES, known)
-        ):
-            placed = replace(posture, unit=size * asked.unit)
-            moved = figures.with_pose(self.figure, placed.pose())
-            sprite = np.asarray(figures.sprite(moved), np.float32)
-            found = self.canvas.match(sprite)
-            if found is not None:
-                merit, left, top = found
-                x, y = left - moved.box.left, top - moved.box.top
-                yield merit, replace(placed, neck=(placed.neck[0] + x, placed.neck[1] + y))
+    def placed(self, postures: Sequence[_Posture], sizes: Sequence[float]) -> _Posture:
+        """Whichever of the postures fits best where it fits best, in sizes relative to the one asked for."""
+        best, best_merit = self.asked, -math.inf
+        for posture, size in itertools.product(postures, sizes):
+            tried = replace(posture, unit=size * self.asked.unit)
+            figure = self._drawn(tried)
+            found = self.canvas.match(np.asarray(figures.sprite(figure), np.float32))
+            if found is not None and found[0] > best_merit:
+                best_merit, left, top = found
+                x, y = tried.neck
+                best = replace(tried, neck=(x + left - figure.box.left, y + top - figure.box.top))
+        return best
+
+    def _drawn(self, posture: _Posture) -> Figure:
+        """The figure in a box that has room for every character's head, hands and feet."""
+        pose = posture.pose()
+        left, top, right, bottom = skeletons.extent(pose)
+        room = 0.25 * posture.unit
+        box = Box(
+            *(math.floor(edge - room) for edge in (left, top)), *(math.ceil(edge + room) for edge in (right, bottom))
+        )
+        return Figure(self.character, self.look, pose, box)
 
     def gain(self, posture: _Posture) -> float:
         """By how much the figure lowers the sum of squared differences to the picture."""
@@ -100,7 +107,7 @@ class _Sought:
         return gain / max(1.0, contrast)
 
     def _compared(self, posture: _Posture) -> tuple[float, float]:
-        figure = figures.with_pose(self.figure, posture.pose())
+        figure = self._drawn(posture)
         box = figure.box
         height, width = self.squares.shape
         rows, columns = slice(max(0, box.top), min(height, box.bottom)), slice(max(0, box.left), min(width, box.right))
@@ -161,6 +168,13 @@ class _Change:
             posture.nod + self.nod,
             tuple(angles),
         )
+
+
+def _named() -> list[_Posture]:
+    """The poses that have a name, also with right and left exchanged."""
+    chance = random.Random(0)
+    known = [_posture(skeletons.named_pose(chance, name)) for name in skeletons.POSES]
+    return known + [replace(one, lean=-one.lean, nod=-one.nod, angles=_exchanged(one.angles)) for one in known]
 
 
 def _swung(posture: _Posture, limb: tuple[int, int]) -> Iterator[_Posture]:

@@ -38,7 +38,8 @@ def thing_faults(canvas: Canvas, scene: Scene) -> list[str]:
     centers, faults = [], []
     for group in groups:
         others = [kind_of(other) for other in groups if other is not group]
-        place, fault = seen(canvas, kind_of(group), rivals(kind_of(group), others))
+        alone = len(scene.things) == 1 and len(group.boxes) == 1
+        place, fault = seen(canvas, kind_of(group), rivals(kind_of(group), others), alone=alone)
         if place is None:
             faults.append(fault)
         else:

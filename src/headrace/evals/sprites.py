@@ -37,6 +37,12 @@ SLACK = 0.2
 APART = 0.75
 """The middles of two things are at least so far apart, across or down, as a share of the larger one's side."""
 
+PART = 0.35
+"""A sprite that explains less than this of what is near it is a patch of something else that happens to be like it."""
+
+ROOM, ALONE_ROOM = 1.5, 2.5
+"""How far that is looked at, in sides of its place: among other things, and where it is alone."""
+
 FAINT = 0.15
 """A sprite that explains less than this of its own contrast with the background is not there."""
 
@@ -97,7 +103,7 @@ class Canvas:
             gains.append(gain)
             explained.append(share)
             # By gain alone one large sprite over several copies could beat each of them.
-            merits.append(gain * np.square(share))
+            merits.append(gain * np.abs(share))
         found: list[Place] = []
         for _ in range(count):
             index = int(np.argmax([merit.max() for merit in merits]))
@@ -125,7 +131,7 @@ class Canvas:
         if rgba.shape[0] > height or rgba.shape[1] > width:
             return None
         gain, share = _match(self._evidence(), self._padded, *kernels(rgba))
-        merit = gain * np.square(share)
+        merit = gain * np.abs(share)
         y, x = (int(at) for at in np.unravel_index(int(merit.argmax()), merit.shape))
         return float(merit[y, x]), x - pad, y - pad
 
@@ -171,6 +177,16 @@ class Canvas:
             best = np.maximum(best, gain)
         return best
 
+    def part(self, place: Place, room: float) -> float:
+        """A sprite's gain in its place as a share of all that is not background in a square ``room`` times as large."""
+        reach = room * place.side / 2
+        x, y = place.center
+        left, top, right, bottom = (
+            max(0, round(edge * self.scale)) for edge in (x - reach, y - reach, x + reach, y + reach)
+        )
+        squares = np.square(self.coarse[top:bottom, left:right] - self.coarse_behind[top:bottom, left:right])
+        return place.gain * self.scale**2 / max(1.0, float(squares.sum()))
+
     def unexplained(self, side: float) -> float:
         """The largest mean square, over a cell of this side, of what the background and all painted into it leave."""
         squares = np.square(self.coarse - self.coarse_behind).sum(-1)
@@ -194,19 +210,22 @@ def rivals(kind: Kind, others: Sequence[Kind] = ()) -> list[Kind]:
     return list(dict.fromkeys([kind, *alike, *itself, *others]))
 
 
-def seen(canvas: Canvas, kind: Kind, against: Sequence[Kind], tries: int = 3) -> tuple[Place | None, str]:
+def seen(
+    canvas: Canvas, kind: Kind, against: Sequence[Kind], *, alone: bool = False, tries: int = 3
+) -> tuple[Place | None, str]:
     """Where an object is, if it explains one of its likeliest places best of ``against``, else what is wrong.
 
-    against: sprites, of which ``kind`` is the first.
+    against: sprites, of which ``kind`` is the first. alone: whether nothing else should be near. A place that is only a
+    part of something larger does not count.
     """
     there = ""
     for place in canvas.find(kind, tries):
         if place.explained < FAINT:
             break
         best = int(canvas.gains(place, against).argmax())
-        if best == 0:
+        if best == 0 and canvas.part(place, ALONE_ROOM if alone else ROOM) > PART:
             return place, ""
-        there = there or against[best][0]
+        there = there or (against[best][0] if best else "something larger")
     if not there:
         return None, f"no {kind[0]}"
     return None, f"{kind[0]} in another look" if there == kind[0] else f"{there} in place of {kind[0]}"
@@ -234,7 +253,9 @@ def _match(evidence: Spectra, within: tuple[int, int], kernels: Floats, constant
     rows, columns = within[0] - kernels.shape[1] + 1, within[1] - kernels.shape[2] + 1
     gain = np.fft.irfft2((evidence * spectra).sum(0), size)[:rows, :columns] - constant
     contrast = constant - np.fft.irfft2((evidence[4:] * spectra[4:]).sum(0), size)[:rows, :columns]
-    return gain.astype(np.float32), (gain / np.maximum(contrast, 1)).astype(np.float32)
+    # Where the picture differs from the background even more than the sprite does, it explains no more than itself.
+    share = np.minimum(gain / np.maximum(contrast, 1), 1)
+    return gain.astype(np.float32), share.astype(np.float32)
 
 
 @functools.lru_cache(maxsize=2048)
