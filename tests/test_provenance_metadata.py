@@ -60,6 +60,7 @@ READ: list[Image.Image] = []
 def parsed(path: Path) -> PromptInfo | None:
     """What sd-parsers finds. It remembers what it read by `id` of the picture, so none of them may go."""
     READ.append(Image.open(path))
+    READ[-1].load()
     return ParserManager().parse(READ[-1])
 
 
