@@ -17,12 +17,13 @@ from conftest import Run
 from headrace.evals.backgrounds import background_faults, read_background
 from headrace.evals.colors import ciede2000, difference
 from headrace.evals.poses import keypoint_error
+from headrace.evals.references import lookalikes
 from headrace.evals.scenes import holds
 from headrace.evals.score import Score, paired_difference, scores, wilson
 from headrace.evals.sheet import failure_sheet
 from headrace.evals.suites import SUITES, Shown, Suite, samples, suite
 from headrace.pictures import open_picture
-from headrace.world import figures, letters, looks, objects, skeletons, split
+from headrace.world import figures, letters, objects, skeletons, split
 from headrace.world.colors import Color
 from headrace.world.draw import Pixels, draw
 from headrace.world.scene import Background, Box, Figure, Group, Relation, Scene, plain
@@ -231,8 +232,8 @@ def distractors(sample: Sample, chance: random.Random) -> Scene:
     for index, source in enumerate(sample.sources):
         group = things[index]
         if source.image is not None and isinstance(group, Group):
-            (other,) = looks.distractors(chance, group.name, group.look, 1)
-            things[index] = replace(group, look=other)
+            others = [look for name, look in lookalikes((group.name, group.look))[1:] if name == group.name]
+            things[index] = replace(group, look=chance.choice(others))
     return replace(sample.target, things=tuple(things))
 
 
@@ -314,7 +315,7 @@ def test_an_empty_picture_is_wrong_in_every_suite() -> None:
     ],
 )
 def test_relations(relation: Relation, centers: list[tuple[float, float]], expected: bool) -> None:
-    assert holds(relation, centers, 128, 128) is expected
+    assert holds(relation, dict(enumerate(centers)), 128, 128) is expected
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from headrace.world.scene import CORNERS, SIDES, Group, Relation, Scene
 
 Point = tuple[float, float]
 
-ALONE = 0.45
-"""Another copy is one that explains at least this share of what the first does."""
+ALIKE = 0.4
+"""Another copy explains at least so much of its contrast with the background, which need not be the same everywhere."""
+
+SLIGHT = 0.05
+"""Another copy lowers the differences to the picture at least by this share of what the first does."""
 
 CLEARLY = 1.2
 """A copy is another object if that explains its place better by this."""
@@ -35,17 +38,10 @@ def kind_of(group: Group) -> Kind:
 def thing_faults(canvas: Canvas, scene: Scene) -> list[str]:
     """Which objects of the scene are not in the picture, and which of its relations do not hold."""
     groups = [thing for thing in scene.things if isinstance(thing, Group)]
-    centers, faults = [], []
-    for group in groups:
-        others = [kind_of(other) for other in groups if other is not group]
-        alone = len(scene.things) == 1 and len(group.boxes) == 1
-        place, fault = seen(canvas, kind_of(group), rivals(kind_of(group), others), alone=alone)
-        if place is None:
-            faults.append(fault)
-        else:
-            centers.append(_middle(canvas, group, place))
-    if faults:
-        return faults
+    kinds = [kind_of(group) for group in groups]
+    centers, missing = locate(canvas, groups, [rivals(kind, kinds) for kind in kinds])
+    if missing:
+        return list(missing.values())
     names = [group.name for group in groups]
     return [
         f"{names[relation.subject]} is not {relation.kind} {' and '.join(names[index] for index in relation.others)}"
@@ -54,7 +50,33 @@ def thing_faults(canvas: Canvas, scene: Scene) -> list[str]:
     ]
 
 
-def holds(relation: Relation, centers: Sequence[Point], width: int, height: int) -> bool:
+def locate(
+    canvas: Canvas, groups: Sequence[Group], against: Sequence[Sequence[Kind]]
+) -> tuple[dict[int, Point], dict[int, str]]:
+    """The middle of each group's copies, or what is wrong with it, by the group's number.
+
+    against: for each group its sprite, first, and those it must be told from. What is found is painted out, so that it
+    does not mislead the search for the others.
+    """
+    alone = len(groups) == 1 and len(groups[0].boxes) == 1
+    centers: dict[int, Point] = {}
+    missing: dict[int, str] = {}
+    for _ in range(2):
+        for index, group in enumerate(groups):
+            if index in centers:
+                continue
+            place, fault = seen(canvas, kind_of(group), against[index], alone=alone)
+            if place is None:
+                missing[index] = fault
+            else:
+                centers[index] = _middle(canvas, group, place)
+                missing.pop(index, None)
+        if not missing or not centers:
+            break
+    return centers, missing
+
+
+def holds(relation: Relation, centers: Mapping[int, Point], width: int, height: int) -> bool:
     """Whether things whose middles are at ``centers`` are in this relation, and clearly so."""
     unit = min(width, height)
     x, y = centers[relation.subject]
@@ -103,19 +125,25 @@ def copies(canvas: Canvas, kind: Kind, most: int) -> list[Place]:
     (first,) = canvas.find(kind)
     if first.explained < FAINT:
         return []
+    return _alike(canvas, kind, first, most)
+
+
+def _alike(canvas: Canvas, kind: Kind, first: Place, most: int) -> list[Place]:
+    """Places of about the size of the first where the object explains about as much of its contrast."""
     share = first.side / canvas.unit
     found = canvas.find(kind, most, sides=(0.8 * share, 1.25 * share))
-    return [place for place in found if place.gain > ALONE * first.gain and place.explained > FAINT]
+    return [place for place in found if place.explained > ALIKE and place.gain > SLIGHT * first.gain]
 
 
 def _middle(canvas: Canvas, group: Group, place: Place) -> Point:
-    """The middle of all copies of a group, of which one is at ``place``."""
-    if len(group.boxes) == 1:
-        return place.center
-    share = place.side / canvas.unit
-    found = canvas.find(kind_of(group), len(group.boxes), sides=(0.8 * share, 1.25 * share))
-    centers = [other.center for other in found if other.gain > ALONE * place.gain] or [place.center]
-    return sum(x for x, _ in centers) / len(centers), sum(y for _, y in centers) / len(centers)
+    """The middle of all copies of a group, of which one is at ``place``; they are painted out."""
+    kind, places = kind_of(group), [place]
+    if len(group.boxes) > 1:
+        places = _alike(canvas, kind, place, len(group.boxes)) or places
+    for one in places:
+        canvas.paint_out(kind, one)
+    x, y = zip(*(one.center for one in places), strict=True)
+    return sum(x) / len(x), sum(y) / len(y)
 
 
 def text_faults(pixels: Pixels, backdrop: Backdrop, scene: Scene) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +31,16 @@ CELL = 26
 SCALES = (0.87, 1.0, 1.15)
 """Sizes beside its own at which other objects are tried in a place."""
 
+FINE = (0.93, 0.965, 1.0, 1.035, 1.07)
+"""Sizes between those that are looked for."""
+
 SLACK = 0.2
 """How far from a place other objects are tried, as a share of its side."""
 
 APART = 0.75
 """The middles of two things are at least so far apart, across or down, as a share of the larger one's side."""
 
-PART = 0.35
+PART = 0.3
 """A sprite that explains less than this of what is near it is a patch of something else that happens to be like it."""
 
 ROOM, ALONE_ROOM = 1.5, 2.5
@@ -160,15 +163,27 @@ class Canvas:
             alpha = part[..., 3:] / 255
             behind[rows, columns] += alpha * (part[..., :3] - behind[rows, columns])
 
+    def fitted(self, place: Place, kind: Kind) -> Place:
+        """The place with the side, within a step of those that were looked for, that suits the sprite best."""
+        x, y = place.center
+        tried = [
+            replace(place, left=x - side / 2, top=y - side / 2, side=side)
+            for side in (place.side * factor for factor in FINE)
+        ]
+        return max(tried, key=lambda one: float(self._gains(one, [kind], (1.0,))[0]) * one.side**2)
+
     def gains(self, place: Place, kinds: Sequence[Kind]) -> Floats:
         """How well each sprite explains this place, in any size and shift near it: its gain, in a common unit."""
+        return self._gains(place, kinds, SCALES)
+
+    def _gains(self, place: Place, kinds: Sequence[Kind], scales: Sequence[float]) -> Floats:
         scale = CELL / place.side
         room = round((SCALES[-1] + 2 * SLACK) * CELL)
         crop, behind = (_crop(picture, place, scale, room) for picture in (self.full, self.behind))
         size = fast_length(room), fast_length(room)
         seen = np.fft.rfft2(_evidence(crop, behind, 0), size, axes=(1, 2)).reshape(8, -1)
         best = np.full(len(kinds), -np.inf, np.float32)
-        for factor in SCALES:
+        for factor in scales:
             side = round(factor * CELL)
             spectra, constants = _spectra(tuple(kinds), side, size)
             products = np.einsum("kcf,cf->kf", spectra, seen).reshape(len(kinds), size[0], -1)
@@ -219,9 +234,10 @@ def seen(
     part of something larger does not count.
     """
     there = ""
-    for place in canvas.find(kind, tries):
-        if place.explained < FAINT:
+    for rough in canvas.find(kind, tries):
+        if rough.explained < FAINT:
             break
+        place = canvas.fitted(rough, kind)
         best = int(canvas.gains(place, against).argmax())
         if best == 0 and canvas.part(place, ALONE_ROOM if alone else ROOM) > PART:
             return place, ""
