@@ -217,9 +217,7 @@ def check_steps(steps: int) -> int:
 
 def check_guidance(guidance: float) -> float:
     """A finite number from 0 to 100. Raises RequestError."""
-    if isinstance(guidance, bool) or not isinstance(guidance, SupportsFloat):
-        raise RequestError(f"The guidance {guidance!r} is not a number.")
-    guidance = float(guidance)
+    guidance = _number(guidance, "guidance")
     if not (math.isfinite(guidance) and 0 <= guidance <= MAX_GUIDANCE):
         raise RequestError(f"A guidance of {guidance} cannot be; choose a number from 0 to {MAX_GUIDANCE:g}.")
     return guidance
@@ -227,9 +225,7 @@ def check_guidance(guidance: float) -> float:
 
 def check_strength(strength: float) -> float:
     """A LoRA's: a finite number from -100 to 100. Raises RequestError."""
-    if isinstance(strength, bool) or not isinstance(strength, SupportsFloat):
-        raise RequestError(f"The LoRA strength {strength!r} is not a number.")
-    strength = float(strength)
+    strength = _number(strength, "LoRA strength")
     if not (math.isfinite(strength) and abs(strength) <= MAX_STRENGTH):
         limit = f"{MAX_STRENGTH:g}"
         raise RequestError(f"A LoRA strength of {strength} cannot be; choose a number from -{limit} to {limit}.")
@@ -238,9 +234,7 @@ def check_strength(strength: float) -> float:
 
 def check_denoising_strength(strength: float) -> float:
     """Of a source: 0 (as it is) to 1 (made anew). Raises RequestError."""
-    if isinstance(strength, bool) or not isinstance(strength, SupportsFloat):
-        raise RequestError(f"The strength {strength!r} is not a number.")
-    strength = float(strength)
+    strength = _number(strength, "strength")
     if not 0 <= strength <= 1:
         raise RequestError(f"A strength of {strength} cannot be; choose a number from 0 to 1.")
     return strength
@@ -319,6 +313,13 @@ def check_reference_limit(limit: int) -> int:
     if _whole(limit, "limit of references") < 0:
         raise RequestError(f"A limit of {limit} references cannot be; choose 0 or more.")
     return limit
+
+
+def _number(value: object, name: str) -> float:
+    """A number of any real type, as a float; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise RequestError(f"The {name} {value!r} is not a number.")
+    return float(value)
 
 
 def _whole(value: object, name: str) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -36,6 +35,7 @@ from headrace.memory.files import file_states
 from headrace.memory.networks import Lent, stream_transformer
 from headrace.memory.plan import Budget, Model, Work, plan_work, step_operations
 from headrace.memory.process import forget_peak, peak_bytes, resident_bytes, return_freed_memory
+from headrace.memory.stream import module_bytes
 from headrace.nn.transformer import Block, Transformer
 
 # Passes timed together: the slots and the blocks that are read ahead are then as in the middle of a run.
@@ -137,11 +137,7 @@ def _raw_rate(component: Component) -> float:
 
 def _streamed_bytes(lent: Lent[Transformer, Block], resident: Sequence[int]) -> int:
     """The bytes that are streamed in a pass."""
-    return sum(
-        sum(tensor.numel() * tensor.itemsize for tensor in (*block.parameters(), *block.buffers()))
-        for index, block in enumerate(lent.blocks())
-        if index not in resident
-    )
+    return sum(module_bytes(block) for index, block in enumerate(lent.blocks()) if index not in resident)
 
 
 def _streamed_rate(lent: Lent[Transformer, Block], total: int) -> float:
@@ -153,9 +149,7 @@ def _streamed_rate(lent: Lent[Transformer, Block], total: int) -> float:
 
     read_all()
     seconds = sum(seconds_of(read_all) for _ in range(PASSES))
-    left_half_way = iter(lent.blocks())
-    next(left_half_way)
-    cast(Generator[Block], left_half_way).close()
+    lent.close()
     return PASSES * total / seconds
 
 

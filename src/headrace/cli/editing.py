@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from headrace.cli.options import with_options
 from headrace.errors import RequestError
 from headrace.pictures import open_mask, open_picture
 from headrace.recipe import (
@@ -90,9 +91,7 @@ def editing_options(command: Callable[..., None]) -> Callable[..., None]:
         references = _open_references(values.pop("pose"), values.pop("references"), values["size"])
         command(**values, references=references, editing=_opened(editing))
 
-    for option in reversed(_OPTIONS):
-        gathered = option(gathered)
-    return gathered
+    return with_options(gathered, _OPTIONS)
 
 
 def _open_references(pose: Path | None, paths: Sequence[Path], size: str | None) -> list[OpenedReference]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -27,8 +27,13 @@ _OPTIONS = (
 )
 
 
-def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--precision, --text-precision, --device, --memory and --host-memory, in this order."""
-    for option in reversed(_OPTIONS):
+def with_options(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """The command with these options and arguments, listed in this order."""
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--precision, --text-precision, --device, --memory and --host-memory, in this order."""
+    return with_options(command, _OPTIONS)

@@ -50,8 +50,9 @@ def plan(
     GPU, from the host's memory as far as they fit there. The peak is that of the whole process, Python and torch
     included; on a GPU it is device memory.
     """
-    from headrace.memory.plan import CPU_RATES, GPU_RATES, PRECISIONS
+    from headrace.memory.plan import PRECISIONS
     from headrace.memory.plan import plan as make_plan
+    from headrace.memory.rates import CPU_RATES, GPU_RATES
 
     def planned(name: str) -> Plan:
         return make_plan(

@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from headrace.cli.options import with_options
+
 if TYPE_CHECKING:
     from headrace.train.loop import Loop
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 _TOKENIZER = "tokenizer"
+_RUN_OPTIONS = (
+    click.argument("folder", type=_FOLDER),
+    click.option("--config", type=_FILE, help="A TOML file with all settings. Default: sprite's."),
+    click.option("--resume", is_flag=True, help="Go on from where the run in FOLDER was cut off, to the same bits."),
+    click.option("--steps", type=click.IntRange(1), help="Train so many, whatever the settings say."),
+    click.option("--decay", type=click.IntRange(1), help="Over how many of the last steps the rate falls to nothing."),
+)
 
 
 @click.group()
@@ -32,19 +41,7 @@ def train() -> None:
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     """What every training takes beside the folder of its run."""
-    for option in (
-        click.option(
-            "--decay", type=click.IntRange(1), help="Over how many of the last steps the rate falls to nothing."
-        ),
-        click.option("--steps", type=click.IntRange(1), help="Train so many, whatever the settings say."),
-        click.option(
-            "--resume", is_flag=True, help="Go on from where the run in FOLDER was cut off, to the same bits."
-        ),
-        click.option("--config", type=_FILE, help="A TOML file with all settings. Default: sprite's."),
-        click.argument("folder", type=_FOLDER),
-    ):
-        command = option(command)
-    return command
+    return with_options(command, _RUN_OPTIONS)
 
 
 _samples_option = click.option(

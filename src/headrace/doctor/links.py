@@ -10,7 +10,7 @@ import torch
 from headrace.bench.rates import disk_rate, forgets_cached_files, link_rates, memory_rate, product_rate
 from headrace.doctor.finding import Finding, Subject, measured
 from headrace.doctor.precisions import label, not_offered
-from headrace.memory.plan import CPU_RATES, GPU_RATES
+from headrace.memory.rates import CPU_RATES, GPU_RATES
 
 
 def disk_findings(folder: Path) -> Iterator[Finding]:

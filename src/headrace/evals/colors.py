@@ -7,27 +7,20 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from headrace.world.colors import lab
+
 RGB = tuple[float, float, float]
 Lab = tuple[float, float, float]
-
-_FROM_SRGB = np.array(
-    ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
-)
-_WHITE = np.array((0.95047, 1.0, 1.08883))
-
-
-def lab(color: RGB | npt.NDArray[np.float32]) -> Lab:
-    """sRGB, each channel in 0..255 and not necessarily whole, to CIELAB under D65 (IEC 61966-2-1, CIE 15)."""
-    channels = np.clip(np.asarray(color, np.float64) / 255, 0, 1)
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    xyz = _FROM_SRGB @ linear / _WHITE
-    x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
-    return float(116 * y - 16), float(500 * (x - y)), float(200 * (y - z))
 
 
 def difference(first: RGB | npt.NDArray[np.float32], second: RGB | npt.NDArray[np.float32]) -> float:
     """CIEDE2000 of two sRGB colours, each channel in 0..255: 1 is just visible, 100 is black against white."""
-    return ciede2000(lab(first), lab(second))
+    return ciede2000(*(lab(_clipped(color)) for color in (first, second)))
+
+
+def _clipped(color: RGB | npt.NDArray[np.float32]) -> RGB:
+    red, green, blue = np.clip(np.asarray(color, np.float64), 0, 255).tolist()
+    return red, green, blue
 
 
 def ciede2000(first: Lab, second: Lab) -> float:

@@ -88,7 +88,8 @@ def edit_faults(pixels: Pixels, backdrop: Backdrop, edit: Edit, tolerance: float
     if edit.kind == "background":
         return background_faults(backdrop, after.background, tolerance)
     if edit.kind == "add text":
-        return text_faults(pixels, backdrop, after)
+        (text,) = after.texts
+        return text_faults(read_text(pixels, backdrop, text), text)
     if edit.kind == "add":
         return thing_faults(canvas, after)
     if edit.kind == "replace":

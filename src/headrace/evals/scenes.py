@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headrace.evals.backgrounds import Backdrop
 from headrace.evals.colors import difference
 from headrace.evals.lettering import FAINT as FAINT_TEXT
-from headrace.evals.lettering import read_text
+from headrace.evals.lettering import Reading
 from headrace.evals.sprites import FAINT, Canvas, Kind, Place, rivals, seen
-from headrace.world.draw import Pixels
-from headrace.world.scene import CORNERS, SIDES, Group, Relation, Scene
+from headrace.world.scene import CORNERS, SIDES, Group, Relation, Scene, Text
 
 Point = tuple[float, float]
 
@@ -146,20 +144,16 @@ def _middle(canvas: Canvas, group: Group, place: Place) -> Point:
     return sum(x) / len(x), sum(y) / len(y)
 
 
-def text_faults(pixels: Pixels, backdrop: Backdrop, scene: Scene) -> list[str]:
-    """Whether each letter of the scene's text can be read, and no more."""
-    (text,) = scene.texts
-    reading = read_text(pixels, backdrop, text)
+def text_faults(reading: Reading, text: Text) -> list[str]:
+    """Whether each letter of a text can be read, and no more."""
     if reading.explained < FAINT_TEXT:
         return ["no text"]
     wanted = "".join(glyph.character for glyph in text.glyphs)
     return [] if reading.text == wanted else [f"reads {reading.text}"]
 
 
-def text_color_faults(pixels: Pixels, backdrop: Backdrop, scene: Scene, tolerance: float) -> list[str]:
-    """Whether the text has its colour, to ``tolerance`` (CIEDE2000)."""
-    (text,) = scene.texts
-    reading = read_text(pixels, backdrop, text)
+def text_color_faults(reading: Reading, text: Text, tolerance: float) -> list[str]:
+    """Whether a text has its colour, to ``tolerance`` (CIEDE2000)."""
     if reading.explained < FAINT_TEXT:
         return ["no text"]
     off = difference(reading.color, text.color.rgb)

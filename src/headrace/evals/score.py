@@ -12,6 +12,9 @@ from headrace.evals.suites import SUITES, Measure, Shown, Suite, samples
 from headrace.world.draw import Pixels, draw
 from headrace.world.tasks import Sample
 
+Z95 = 1.959964
+"""Standard deviations on either side that hold 95 % of a normal distribution."""
+
 Generate = Callable[[Sequence[Sample]], Iterable[Pixels]]
 """Makes the picture of each sample, uint8 (height, width, 3), in their order."""
 
@@ -89,7 +92,7 @@ def _as_they_are(edits: Sequence[Sample]) -> list[Pixels]:
 
 def wilson(right: int, count: int) -> tuple[float, float]:
     """The 95 % confidence interval of a share (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927)."""
-    z = 1.959964
+    z = Z95
     share = right / count
     middle = share + z**2 / (2 * count)
     reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
@@ -103,4 +106,4 @@ def paired_difference(first: Score, second: Score) -> tuple[float, float]:
     """
     wrong = [{failure.number for failure in score.failures} for score in (first, second)]
     differences = np.array([(number in wrong[1]) - (number in wrong[0]) for number in range(first.count)], float)
-    return float(differences.mean()), float(1.959964 * differences.std() / math.sqrt(first.count))
+    return float(differences.mean()), float(Z95 * differences.std() / math.sqrt(first.count))

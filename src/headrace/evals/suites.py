@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
-from headrace.evals.backgrounds import background_faults, read_background
+from headrace.evals.backgrounds import Backdrop, background_faults, read_background
+from headrace.evals.lettering import Reading, read_text
 from headrace.evals.poses import FAINT, keypoint_error, read_pose
 from headrace.evals.references import edit_faults, own_faults, untouched_faults
 from headrace.evals.scenes import count_faults, text_color_faults, text_faults, thing_faults
 from headrace.evals.sprites import Canvas
 from headrace.world import tasks
 from headrace.world.draw import Pixels
-from headrace.world.scene import Figure, Group
+from headrace.world.scene import Figure, Group, Text
 from headrace.world.tasks import Sample
 
 TOLERANCE = 5.0
@@ -37,6 +39,26 @@ class Shown:
     pixels: Pixels
     sample: Sample
     round_trip: Pixels | None = None
+
+    @cached_property
+    def backdrop(self) -> Backdrop:
+        """The picture's background, read once for all measures."""
+        return read_background(self.pixels)
+
+    @cached_property
+    def reading(self) -> Reading:
+        """The word in the picture, where one was asked for; likewise."""
+        return read_text(self.pixels, self.backdrop, self.text)
+
+    @property
+    def text(self) -> Text:
+        """The one text that was asked for."""
+        (text,) = self.sample.target.texts
+        return text
+
+    def canvas(self) -> Canvas:
+        """The picture to look for things in; what is found may be painted out of it."""
+        return Canvas(self.pixels, self.backdrop)
 
 
 @dataclass(frozen=True)
@@ -79,46 +101,46 @@ def _samples(suite: Suite, width: int, height: int, seed: int) -> Iterator[Sampl
 
 
 def _things(shown: Shown) -> list[str]:
-    return thing_faults(_canvas(shown), shown.sample.target)
+    return thing_faults(shown.canvas(), shown.sample.target)
 
 
 def _count(shown: Shown) -> list[str]:
     (group,) = shown.sample.target.things
     assert isinstance(group, Group)
-    return count_faults(_canvas(shown), group)
+    return count_faults(shown.canvas(), group)
 
 
 def _background(shown: Shown) -> list[str]:
-    return background_faults(read_background(shown.pixels), shown.sample.target.background, TOLERANCE)
+    return background_faults(shown.backdrop, shown.sample.target.background, TOLERANCE)
 
 
 def _text(shown: Shown) -> list[str]:
-    return text_faults(shown.pixels, read_background(shown.pixels), shown.sample.target)
+    return text_faults(shown.reading, shown.text)
 
 
 def _text_color(shown: Shown) -> list[str]:
-    return text_color_faults(shown.pixels, read_background(shown.pixels), shown.sample.target, TOLERANCE)
+    return text_color_faults(shown.reading, shown.text, TOLERANCE)
 
 
 def _own(shown: Shown) -> list[str]:
-    return own_faults(_canvas(shown), shown.sample)
+    return own_faults(shown.canvas(), shown.sample)
 
 
 def _edit(shown: Shown) -> list[str]:
     assert shown.sample.edit is not None
-    return edit_faults(shown.pixels, read_background(shown.pixels), shown.sample.edit, TOLERANCE)
+    return edit_faults(shown.pixels, shown.backdrop, shown.sample.edit, TOLERANCE)
 
 
 def _untouched(shown: Shown) -> list[str]:
     assert shown.sample.edit is not None
     assert shown.round_trip is not None
-    return untouched_faults(shown.pixels, read_background(shown.pixels), shown.sample.edit, shown.round_trip)
+    return untouched_faults(shown.pixels, shown.backdrop, shown.sample.edit, shown.round_trip)
 
 
 def _pose(shown: Shown) -> list[str]:
     (figure,) = shown.sample.target.things
     assert isinstance(figure, Figure)
-    read, explained = read_pose(_canvas(shown), figure)
+    read, explained = read_pose(shown.canvas(), figure)
     if explained < FAINT:
         return [f"no {figure.character}"]
     off = keypoint_error(read, figure.pose) / min(shown.pixels.shape[:2])
@@ -128,18 +150,13 @@ def _pose(shown: Shown) -> list[str]:
 def _scene(shown: Shown) -> list[str]:
     """Everything that a scene of objects and words is asked to show."""
     target = shown.sample.target
-    backdrop = read_background(shown.pixels)
-    canvas = Canvas(shown.pixels, backdrop)
-    faults = background_faults(backdrop, target.background, TOLERANCE)
+    canvas = shown.canvas()
+    faults = background_faults(shown.backdrop, target.background, TOLERANCE)
     if len(target.things) == 1 and isinstance(group := target.things[0], Group) and len(group.boxes) > 1:
         faults += count_faults(canvas, group)
     else:
         faults += thing_faults(canvas, target)
-    return faults + (text_faults(shown.pixels, backdrop, target) if target.texts else [])
-
-
-def _canvas(shown: Shown) -> Canvas:
-    return Canvas(shown.pixels, read_background(shown.pixels))
+    return faults + (text_faults(shown.reading, shown.text) if target.texts else [])
 
 
 def _letters(sample: Sample) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,22 +22,14 @@ from headrace.flow.schedule import schedule
 from headrace.nn.autoencoder import Autoencoder
 from headrace.nn.transformer import Transformer
 from headrace.text.tokens import PromptTokenizer
-from headrace.train import run, shards
-from headrace.train.loop import Loop, learn
+from headrace.train.loop import Loop
 from headrace.train.samples import Samples
 from headrace.train.transformer import (
-    ADAM_ONLY,
-    PREVIEW_PROMPTS,
     Batch,
     Network,
     Positions,
     TransformerTraining,
-    draw_batch,
-    kind_of,
-    positions_of,
-    preview,
-    size_index,
-    task_losses,
+    learn_pictures,
     tokenize,
     velocity,
 )
@@ -85,49 +77,31 @@ def distil(
     student = copy.deepcopy(teacher).requires_grad_(False)
     student.transformer.requires_grad_(True)
     teacher = teacher.requires_grad_(False)
-    empty = [part[0] for part in tokenize(tokenizer, [""])]
-
-    def losses(step: int) -> list[shards.Loss]:
-        sampling = config.sampling()
-        some = samples[size_index(sampling, step)]
-        kind = kind_of(sampling, some, step)
-        batch = draw_batch(sampling, some, kind, tokenizer, step)
-        where = positions_of(some, kind)
-        parts = zip(*(tensor.chunk(config.distillation.loop.shards) for tensor in batch), strict=True)
-        return [
-            functools.partial(loss, student, teacher, config.distillation, where, kind.task, Batch(*part), empty)
-            for part in parts
-        ]
-
-    def save_pictures(step: int, average: Mapping[str, Tensor]) -> None:
-        averaged = copy.deepcopy(student)
-        averaged.load_state_dict(average)
-        pictures = preview(averaged, config.sampling(), tokenizer, autoencoder, PREVIEW_PROMPTS)
-        run.save_grid(pictures, folder / "pictures" / f"{step:06}.png")
-
-    learn(
+    learn_pictures(
         student,
-        losses,
-        config.distillation.loop,
+        functools.partial(loss, student, teacher, config.distillation, no_prompt(teacher, tokenizer)),
+        config.sampling(),
         folder,
-        adam_only=ADAM_ONLY,
+        samples,
+        tokenizer,
+        autoencoder,
         settings=dataclasses.asdict(config),
         resume=resume,
         report=report,
-        on_save=save_pictures,
     )
 
 
+@torch.no_grad()
+def no_prompt(teacher: Network, tokenizer: PromptTokenizer) -> Tensor:
+    """The context of an empty prompt, (1, L, width), which guidance leads away from."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return teacher.context(*tokenize(tokenizer, [""]))
+
+
 def loss(
-    student: Network,
-    teacher: Network,
-    config: Distillation,
-    where: Positions,
-    task: str,
-    batch: Batch,
-    empty: list[Tensor],
-) -> tuple[Tensor, dict[str, float]]:
-    """The student's error on a batch, whose times do not matter. empty: token ids and mask of no prompt, each (L,)."""
+    student: Network, teacher: Network, config: Distillation, nothing: Tensor, batch: Batch, where: Positions
+) -> Tensor:
+    """The student's error on a batch, whose times do not matter. nothing: see `no_prompt`."""
     count, tokens, _ = batch.latent.shape
     times = torch.tensor(schedule(tokens, config.steps))
     # Every step of the schedule is learned from alike in every batch.
@@ -137,15 +111,12 @@ def loss(
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             context = teacher.context(batch.token_ids, batch.mask)
-            nothing = teacher.context(empty[0][None], empty[1][None]).expand_as(context)
-            follow = functools.partial(
-                guided, teacher.transformer, (context, nothing), batch.references, where, config.guidance
-            )
+            contexts = context, nothing.expand_as(context)
+            follow = functools.partial(guided, teacher.transformer, contexts, batch.references, where, config.guidance)
             reached = solve(follow, noisy, now, after, config.teacher_steps)
         direct = velocity(student.transformer, noisy, now, context, batch.references, where)
     target = (reached - noisy) / (after - now)[:, None, None]
-    error = (direct.float() - target).square().mean()
-    return error, task_losses(task, error)
+    return (direct.float() - target).square().mean()
 
 
 def guided(

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.checkpoints import Checkpoint, load_autoencoder
 from headrace.flow.preview import PreviewMatrix, fit
+from headrace.flow.references import image_to_tensor
 from headrace.nn.autoencoder import Autoencoder
 from headrace.world.draw import picture
 from headrace.world.layout import scene
@@ -44,7 +44,6 @@ def fit_preview(checkpoint: Checkpoint, scenes: int, size: tuple[int, int]) -> F
 def _pairs(autoencoder: Autoencoder, count: int, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Raw latents and the pictures at their size, in 0..1, one scene at a time."""
     for seed in range(HELD_OUT, HELD_OUT + count):
-        drawn = np.array(picture(scene(seed, *size)), dtype=np.float32)
-        image = torch.from_numpy(drawn).permute(2, 0, 1).unsqueeze(0) / 255
-        mean, _ = autoencoder.encode_moments(image * 2 - 1)
-        yield mean, F.interpolate(image, size=mean.shape[2:], mode="area")
+        image = image_to_tensor(picture(scene(seed, *size)))
+        mean, _ = autoencoder.encode_moments(image)
+        yield mean, F.interpolate((image + 1) / 2, size=mean.shape[2:], mode="area")

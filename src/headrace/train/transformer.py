@@ -167,6 +167,49 @@ def train(
     """
     torch.manual_seed(config.loop.seed)
     network = Network(config)
+    learn_pictures(
+        network,
+        functools.partial(_loss, network),
+        config,
+        folder,
+        samples,
+        tokenizer,
+        autoencoder,
+        settings=dataclasses.asdict(config),
+        resume=resume,
+        report=report,
+    )
+
+
+def learn_pictures(
+    network: Network,
+    loss: Callable[[Batch, Positions], Tensor],
+    config: TransformerTraining,
+    folder: Path,
+    samples: Sequence[Samples],
+    tokenizer: PromptTokenizer,
+    autoencoder: Autoencoder,
+    *,
+    settings: Mapping[str, object],
+    resume: bool,
+    report: Callable[[str], None],
+) -> None:
+    """Trains a network on batches of the samples by ``loss``, and draws `PREVIEW_PROMPTS` at every save.
+
+    config: what batches and previews are drawn by. The rest as for `loop.learn`.
+    """
+
+    def losses(step: int) -> list[shards.Loss]:
+        some = samples[size_index(config, step)]
+        kind = kind_of(config, some, step)
+        where = positions_of(some, kind)
+        batch = draw_batch(config, some, kind, tokenizer, step)
+        parts = zip(*(tensor.chunk(config.loop.shards) for tensor in batch), strict=True)
+        return [functools.partial(with_task, kind.task, Batch(*part), where) for part in parts]
+
+    def with_task(task: str, batch: Batch, where: Positions) -> tuple[Tensor, dict[str, float]]:
+        value = loss(batch, where)
+        return value, {name: value.item() if name == task else math.nan for name in TASKS}
 
     def save_pictures(step: int, average: Mapping[str, Tensor]) -> None:
         averaged = copy.deepcopy(network)
@@ -176,40 +219,23 @@ def train(
 
     learn(
         network,
-        functools.partial(_losses, network, config, samples, tokenizer),
+        losses,
         config.loop,
         folder,
         adam_only=ADAM_ONLY,
-        settings=dataclasses.asdict(config),
+        settings=settings,
         resume=resume,
         report=report,
         on_save=save_pictures,
     )
 
 
-def _losses(
-    network: Network, config: TransformerTraining, samples: Sequence[Samples], tokenizer: PromptTokenizer, step: int
-) -> list[shards.Loss]:
-    some = samples[size_index(config, step)]
-    kind = kind_of(config, some, step)
-    where = positions_of(some, kind)
-    batch = draw_batch(config, some, kind, tokenizer, step)
-    parts = zip(*(tensor.chunk(config.loop.shards) for tensor in batch), strict=True)
-    return [functools.partial(_loss, network, where, kind.task, Batch(*part)) for part in parts]
-
-
-def _loss(network: Network, where: Positions, task: str, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+def _loss(network: Network, batch: Batch, where: Positions) -> Tensor:
     times = batch.times[:, None, None]
     noisy = (1 - times) * batch.latent + times * batch.noise
     with torch.autocast("cpu", torch.bfloat16):
-        velocity = network(noisy, batch.times, batch.token_ids, batch.mask, batch.references, where)
-    loss = (velocity.float() - (batch.noise - batch.latent)).square().mean()
-    return loss, task_losses(task, loss)
-
-
-def task_losses(task: str, loss: Tensor) -> dict[str, float]:
-    """What is logged of a batch of one task."""
-    return {name: loss.item() if name == task else math.nan for name in TASKS}
+        found = network(noisy, batch.times, batch.token_ids, batch.mask, batch.references, where)
+    return (found.float() - (batch.noise - batch.latent)).square().mean()
 
 
 def positions_of(samples: Samples, kind: Kind) -> Positions:

@@ -45,17 +45,17 @@ def hex_notation(color: RGB) -> str:
 
 def distance(first: RGB, second: RGB) -> float:
     """The Euclidean distance in CIELAB (CIE 1976); about 2 is just visible, 100 is black against white."""
-    return math.dist(_lab(first), _lab(second))
+    return math.dist(lab(first), lab(second))
 
 
 def lightness(color: RGB) -> float:
     """CIELAB's L*, from 0 for black to 100 for white."""
-    return _lab(color)[0]
+    return lab(color)[0]
 
 
 @functools.lru_cache(maxsize=4096)
-def _lab(color: RGB) -> tuple[float, float, float]:
-    """sRGB -> CIELAB under D65 (IEC 61966-2-1, CIE 15)."""
+def lab(color: tuple[float, float, float]) -> tuple[float, float, float]:
+    """sRGB, each channel in 0..255 and not necessarily whole, -> CIELAB under D65 (IEC 61966-2-1, CIE 15)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (channel / 255 for channel in color)]
     red, green, blue = linear
     x, y, z = (
