@@ -30,7 +30,7 @@ from headrace.quant.formats import FP8, INT8, Format, Fp8, Int8, Split, rotation
 
 # Weights decoded at a time: enough rows for a product at full rate, few enough to stay in the cache until it. A number
 # of rows that is no multiple of the kernels' own tile costs a tenth of the product's time, and more where rows are few.
-SLAB_BYTES = 16 * 2**20
+SLAB_BYTES = 8 * 2**20
 TILE_ROWS = 64
 # Weights decoded at a time into a slab, by way of a few float32 copies that should stay in the cache.
 DECODED = 2**18
