@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from headrace.errors import RequestError
+from headrace.evals.suites import SUITES
 from headrace.flow.latents import to_tokens
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
 from headrace.text.templates import TEMPLATES
 from headrace.text.tokens import PromptTokenizer
 from headrace.train import autoencoder, distill, optimizers, run, transformer
+from headrace.train import scores as training_scores
 from headrace.train.export import ModelSettings, export
 from headrace.train.loop import Loop
 from headrace.train.samples import encode_samples
@@ -68,6 +70,8 @@ TRANSFORMER = transformer.TransformerTraining(
     time_deviation=1.2,
     empty_share=0.1,
     preview_steps=1,
+    score_every=100,
+    score_pictures=1,
 )
 
 
@@ -102,6 +106,28 @@ def test_autoencoder_resumes_to_the_same_bits(tmp_path: Path) -> None:
         autoencoder.train(AUTOENCODER, tmp_path / "cut", report=cut_off_at(3))
     autoencoder.train(AUTOENCODER, tmp_path / "cut", resume=True, report=lambda _: None)
     assert_same_state(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_network_is_scored_while_it_learns(
+    tmp_path: Path, small_autoencoder: autoencoder.Autoencoder, prompt_tokenizer: PromptTokenizer
+) -> None:
+    """What a run that was cut off had written after its last state is written again, not twice."""
+    config = replace(TRANSFORMER, sizes=((128, 128),), score_every=2)
+    samples = [encode_samples(small_autoencoder, 12, (128, 128), tmp_path / "samples")]
+    few = [replace(suite, measures=suite.measures[:1]) for suite in SUITES if suite.name in ("object", "edit")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_scores, "SUITES", tuple(few))
+        with pytest.raises(CutOff):
+            transformer.train(config, tmp_path, samples, prompt_tokenizer, small_autoencoder, report=cut_off_at(3))
+        run.append_log(tmp_path, 4, {"object": 0.5, "edit": 0.5}, run.SCORES)
+        transformer.train(config, tmp_path, samples, prompt_tokenizer, small_autoencoder, resume=True)
+    header, *rows = (tmp_path / "scores.csv").read_text().splitlines()
+    assert header == "step," + ",".join(f"{suite.name} {suite.measures[0].name}" for suite in few)
+    assert [row.split(",")[0] for row in rows] == ["2", "4"]
+    assert all(0 <= float(share) <= 1 for row in rows for share in row.split(",")[1:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "log.csv", "pictures", "samples", "scores.csv", "state.safetensors",
+    ]  # fmt: skip
 
 
 def test_transformer_resumes_to_the_same_bits(

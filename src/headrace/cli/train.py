@@ -158,7 +158,7 @@ def export(
     """Write the model trained or distilled in FOLDER in diffusers' layout, in bf16, for `--model`."""
     from headrace.train.autoencoder import finish
     from headrace.train.distill import DistilledTraining
-    from headrace.train.export import ModelSettings, export
+    from headrace.train.export import BASE_GUIDANCE, BASE_STEPS, ModelSettings, export
     from headrace.train.run import described, described_as_table
     from headrace.train.transformer import TransformerTraining, prepare_tokenizer, trained
 
@@ -167,7 +167,7 @@ def export(
         whole = described(folder, DistilledTraining)[1]
         settings, least = whole.base, whole.distillation.steps
     else:
-        settings, least = described(folder, TransformerTraining)[1], 20
+        settings, least = described(folder, TransformerTraining)[1], BASE_STEPS
     export(
         output,
         trained(settings, folder),
@@ -177,7 +177,7 @@ def export(
         ModelSettings(
             name,
             steps or least,
-            guidance=1.0 if distilled else guidance or 4.0,
+            guidance=1.0 if distilled else guidance or BASE_GUIDANCE,
             distilled=distilled,
             default_size=settings.sizes[0],
         ),

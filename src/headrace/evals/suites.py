@@ -192,8 +192,8 @@ SUITES: tuple[Suite, ...] = (
     Suite("reference", "combine", (None,), (Measure("own objects of references", 0.80, _own),)),
     Suite("edit", "edit", (None,), (Measure("edit done", None, _edit), Measure("rest untouched", 0.80, _untouched))),
     Suite("pose", "pose", (None,), (Measure("pose", 0.60, _pose),)),
-    Suite("english", "scene", _SCENES, (Measure("whole scene, English", None, _scene),)),
-    Suite("french", "scene", _SCENES, (Measure("whole scene, French", None, _scene),), language="fr"),
+    Suite("english", "scene", _SCENES, (Measure("whole scene in English", None, _scene),)),
+    Suite("french", "scene", _SCENES, (Measure("whole scene in French", None, _scene),), language="fr"),
 )
 """All suites, in the order of the table. "english" and "french" ask for the same scenes."""
 

@@ -22,6 +22,7 @@ from headrace.flow.schedule import schedule
 from headrace.nn.autoencoder import Autoencoder
 from headrace.nn.transformer import Transformer
 from headrace.text.tokens import PromptTokenizer
+from headrace.train.export import ModelSettings
 from headrace.train.loop import Loop
 from headrace.train.samples import Samples
 from headrace.train.transformer import (
@@ -81,6 +82,7 @@ def distil(
         student,
         functools.partial(loss, student, teacher, config.distillation, no_prompt(teacher, tokenizer)),
         config.sampling(),
+        ModelSettings("sprite", config.distillation.steps, 1.0, distilled=True, default_size=config.base.sizes[0]),
         folder,
         samples,
         tokenizer,

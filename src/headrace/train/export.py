@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
@@ -21,13 +21,19 @@ from headrace.nn.autoencoder import Autoencoder
 from headrace.nn.config import LanguageModelConfig
 from headrace.train import run
 from headrace.train.tokenizer import save_tokenizer
-from headrace.train.transformer import Network
+
+if TYPE_CHECKING:
+    from headrace.train.transformer import Network
 
 DIFFUSERS = "0.42.1"
 TRANSFORMERS = "5.23.0"
 """The versions whose files these are."""
 
 MAX_POSITIONS = 4096
+
+BASE_STEPS = 20
+BASE_GUIDANCE = 4.0
+"""How a model that is not distilled is to be used, unless somebody says otherwise."""
 
 CLASSES = {
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),

@@ -1,7 +1,8 @@
 """The run folder of a training: its state on disk, its log, its pictures. A run that was cut off goes on from it.
 
 ``state.safetensors`` holds every tensor that the next step depends on, and the step itself in its header, so that one
-rename replaces the whole state; ``log.csv`` one row per logged step; ``pictures/`` grids of samples.
+rename replaces the whole state; ``log.csv`` one row per logged step, ``scores.csv`` one per time that the network was
+scored; ``pictures/`` grids of samples.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from headrace.train.settings import Settings, from_table
 
 STATE = "state.safetensors"
 LOG = "log.csv"
+SCORES = "scores.csv"
 
 
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path) -> None:
@@ -58,7 +60,7 @@ def load_state(
     average: dict[str, Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> int:
-    """The inverse of ``save_state``; returns the step to go on from, and cuts the log back to it.
+    """The inverse of ``save_state``; returns the step to go on from, and cuts the logs back to it.
 
     Raises RequestError when there is no state, or when it was reached with settings other than these.
     """
@@ -78,11 +80,12 @@ def load_state(
             moments.setdefault(int(index), {})[moment] = tensor
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     step = int(metadata["step"])
-    _cut_log(folder / LOG, step)
+    for name in (LOG, SCORES):
+        _cut_log(folder / name, step)
     return step
 
 
-CHANGEABLE = {"steps", "decay", "save_every", "log_every"}
+CHANGEABLE = {"steps", "decay", "save_every", "log_every", "score_every", "score_pictures"}
 """Settings that may change when a run goes on: how long it is, and how often it is looked at."""
 
 
@@ -138,9 +141,9 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def append_log(folder: Path, step: int, figures: Mapping[str, float]) -> None:
-    """One more row in ``log.csv``; the header comes from the first."""
-    file = folder / LOG
+def append_log(folder: Path, step: int, figures: Mapping[str, float], name: str = LOG) -> None:
+    """One more row in a log of the folder; the header comes from the first."""
+    file = folder / name
     folder.mkdir(parents=True, exist_ok=True)
     header = "" if file.exists() else ",".join(("step", *figures)) + "\n"
     with file.open("a", encoding="utf-8") as log:

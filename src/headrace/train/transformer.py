@@ -40,8 +40,10 @@ from headrace.nn.language_model import LanguageModel
 from headrace.nn.transformer import Transformer
 from headrace.text.tokens import PromptTokenizer, load_tokenizer
 from headrace.train import run, shards
+from headrace.train.export import BASE_GUIDANCE, BASE_STEPS, ModelSettings
 from headrace.train.loop import Loop, learn
 from headrace.train.samples import Kind, Samples
+from headrace.train.scores import append_scores
 from headrace.train.tokenizer import learn_tokenizer, save_tokenizer
 from headrace.world.captions import LANGUAGES
 from headrace.world.tasks import TASKS, sample, say
@@ -77,7 +79,8 @@ class TransformerTraining:
 
     After every ``main_size_steps`` steps with pictures of that size comes one with another of the sizes, in turn.
     ``time_mean`` and ``time_deviation`` are of the normal distribution whose sigmoid is the time. ``empty_share``: how
-    often the caption is replaced by nothing, so that guidance against the empty prompt works.
+    often the caption is replaced by nothing, so that guidance against the empty prompt works. Every ``score_every``
+    steps, a multiple of the loop's ``save_every``, the model is scored on ``score_pictures`` pictures of each suite.
     """
 
     transformer: TransformerConfig
@@ -90,6 +93,8 @@ class TransformerTraining:
     time_deviation: float
     empty_share: float
     preview_steps: int
+    score_every: int
+    score_pictures: int
 
 
 class Network(nn.Module):
@@ -171,6 +176,7 @@ def train(
         network,
         functools.partial(_loss, network),
         config,
+        ModelSettings("sprite-base", BASE_STEPS, BASE_GUIDANCE, distilled=False, default_size=config.sizes[0]),
         folder,
         samples,
         tokenizer,
@@ -185,6 +191,7 @@ def learn_pictures(
     network: Network,
     loss: Callable[[Batch, Positions], Tensor],
     config: TransformerTraining,
+    model: ModelSettings,
     folder: Path,
     samples: Sequence[Samples],
     tokenizer: PromptTokenizer,
@@ -194,9 +201,9 @@ def learn_pictures(
     resume: bool,
     report: Callable[[str], None],
 ) -> None:
-    """Trains a network on batches of the samples by ``loss``, and draws `PREVIEW_PROMPTS` at every save.
+    """Trains a network on batches of the samples by ``loss``; draws `PREVIEW_PROMPTS` at every save, and scores it.
 
-    config: what batches and previews are drawn by. The rest as for `loop.learn`.
+    config: what batches and previews are drawn by. model: what it becomes. The rest as for `loop.learn`.
     """
 
     def losses(step: int) -> list[shards.Loss]:
@@ -211,11 +218,15 @@ def learn_pictures(
         value = loss(batch, where)
         return value, {name: value.item() if name == task else math.nan for name in TASKS}
 
-    def save_pictures(step: int, average: Mapping[str, Tensor]) -> None:
+    def look(step: int, average: Mapping[str, Tensor]) -> None:
         averaged = copy.deepcopy(network)
         averaged.load_state_dict(average)
         pictures = preview(averaged, config, tokenizer, autoencoder, PREVIEW_PROMPTS)
         run.save_grid(pictures, folder / "pictures" / f"{step:06}.png")
+        if step % config.score_every == 0:
+            append_scores(
+                folder, step, averaged, autoencoder, tokenizer.tokenizer, config.text, model, config.score_pictures
+            )
 
     learn(
         network,
@@ -226,7 +237,7 @@ def learn_pictures(
         settings=settings,
         resume=resume,
         report=report,
-        on_save=save_pictures,
+        on_save=look,
     )
 
 
