@@ -114,17 +114,19 @@ def test_a_network_is_scored_while_it_learns(
     """What a run that was cut off had written after its last state is written again, not twice."""
     config = replace(TRANSFORMER, sizes=((128, 128),), score_every=2)
     samples = [encode_samples(small_autoencoder, 12, (128, 128), tmp_path / "samples")]
-    few = [replace(suite, measures=suite.measures[:1]) for suite in SUITES if suite.name in ("object", "edit")]
+    few = [replace(suite, measures=suite.measures[:1]) for suite in SUITES if suite.name in ("text", "edit")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_scores, "SUITES", tuple(few))
         with pytest.raises(CutOff):
             transformer.train(config, tmp_path, samples, prompt_tokenizer, small_autoencoder, report=cut_off_at(3))
-        run.append_log(tmp_path, 4, {"object": 0.5, "edit": 0.5}, run.SCORES)
+        run.append_log(tmp_path, 4, {"text": 0.5, "edit": 0.5}, run.SCORES)
         transformer.train(config, tmp_path, samples, prompt_tokenizer, small_autoencoder, resume=True)
-    header, *rows = (tmp_path / "scores.csv").read_text().splitlines()
-    assert header == "step," + ",".join(f"{suite.name} {suite.measures[0].name}" for suite in few)
-    assert [row.split(",")[0] for row in rows] == ["2", "4"]
-    assert all(0 <= float(share) <= 1 for row in rows for share in row.split(",")[1:])
+    with (tmp_path / "scores.csv").open(newline="") as log:
+        rows = list(csv.DictReader(log))
+    names = [f"{suite.name} {suite.measures[0].name}" for suite in few]
+    assert [list(row) for row in rows] == [["step", *names]] * 2
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert all(0 <= float(row[name]) <= 1 for row in rows for name in names)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "log.csv", "pictures", "samples", "scores.csv", "state.safetensors",
     ]  # fmt: skip

@@ -7,6 +7,7 @@ scored; ``pictures/`` grids of samples.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -145,9 +146,12 @@ def append_log(folder: Path, step: int, figures: Mapping[str, float], name: str 
     """One more row in a log of the folder; the header comes from the first."""
     file = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    header = "" if file.exists() else ",".join(("step", *figures)) + "\n"
-    with file.open("a", encoding="utf-8") as log:
-        log.write(header + ",".join((str(step), *(f"{value:.6g}" for value in figures.values()))) + "\n")
+    new = not file.exists()
+    with file.open("a", encoding="utf-8", newline="") as log:
+        rows = csv.writer(log, lineterminator="\n")
+        if new:
+            rows.writerow(("step", *figures))
+        rows.writerow((step, *(f"{value:.6g}" for value in figures.values())))
 
 
 def _cut_log(file: Path, step: int) -> None:
