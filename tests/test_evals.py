@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 from conftest import Run
 from headrace.evals.backgrounds import background_faults, read_background
 from headrace.evals.colors import ciede2000, difference
+from headrace.evals.pictures import edit_mask, from_pipeline
 from headrace.evals.poses import keypoint_error
 from headrace.evals.references import lookalikes
 from headrace.evals.scenes import holds
@@ -23,6 +24,7 @@ from headrace.evals.score import Score, paired_difference, scores, wilson
 from headrace.evals.sheet import failure_sheet
 from headrace.evals.suites import SUITES, Shown, Suite, samples, suite
 from headrace.pictures import open_picture
+from headrace.pipeline import load
 from headrace.world import figures, letters, objects, skeletons, split
 from headrace.world.colors import Color
 from headrace.world.draw import Pixels, draw
@@ -390,6 +392,20 @@ def test_command_scores_a_model(headrace: Run, tmp_path: Path) -> None:
     result = headrace("eval", "--suite", "background", "--count", "2", "--steps", "1", "--json", "scores.json")
     assert result.returncode == 0
     assert json.loads((tmp_path / "scores.json").read_text())["steps"] == 1
+
+
+def test_masked_edits_leave_the_rest_as_it_was() -> None:
+    """And leave enough: all that the edit changes is in the mask, so the right answer is among what can be made."""
+    (edits,) = (suite for suite in SUITES if suite.name == "edit")
+    asked = [one for one in samples(edits, 12, 128, 128) if one.edit is not None and one.edit.kind != "background"][:2]
+    generate = from_pipeline(load("sprite", device="cpu"), steps=1, masked=True)
+    for one, made in zip(asked, generate(asked), strict=True):
+        assert one.edit is not None
+        kept = np.asarray(edit_mask(one.edit)) == 0
+        assert 0.05 < kept.mean() < 1
+        assert np.array_equal(draw(one.edit.before)[kept], draw(one.edit.after)[kept])
+        assert np.array_equal(made[kept], draw(one.edit.before)[kept])
+        assert not np.array_equal(made, draw(one.edit.before))
 
 
 def test_unknown_suite_is_refused(headrace: Run) -> None:

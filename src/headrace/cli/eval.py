@@ -29,6 +29,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--guidance", type=float, metavar="G", help="Default: the model's.")
 @click.option("--size", metavar="WxH", help="Default: the model's.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of the first sample and picture.")
+@click.option("--masked", is_flag=True, help="Edits: tell what is to change by a mask too, as generate --image --mask.")
 @click.option(
     "--ground-truth",
     type=click.Choice(["drawn", "round-trip"]),
@@ -48,6 +49,7 @@ def eval(  # noqa: A001
     guidance: float | None,
     size: str | None,
     seed: int,
+    masked: bool,
     ground_truth: str | None,
     json_file: Path | None,
     failures: Path | None,
@@ -78,7 +80,7 @@ def eval(  # noqa: A001
     width, height = pipeline.checkpoint.default_size if size is None else parse_size(size)
     trip = RoundTrip(pipeline.checkpoint)
     if ground_truth is None:
-        generate = from_pipeline(pipeline, seed=seed, steps=steps, guidance=guidance)
+        generate = from_pipeline(pipeline, seed=seed, steps=steps, guidance=guidance, masked=masked)
     else:
         generate = drawn if ground_truth == "drawn" else trip.targets
     if output is not None:
@@ -104,7 +106,14 @@ def eval(  # noqa: A001
     _print(found)
     if json_file is not None:
         facts = {"model": model, "precision": pipeline.precision, "steps": steps, "guidance": guidance}
-        run = {**facts, "ground_truth": ground_truth, "size": [width, height], "seed": seed, "count": count}
+        run = {
+            **facts,
+            "masked": masked,
+            "ground_truth": ground_truth,
+            "size": [width, height],
+            "seed": seed,
+            "count": count,
+        }
         write_file(json_file, json.dumps({**run, "scores": list(map(_as_json, found))}, indent=1).encode())
     if failures is not None:
         write_file(failures, encode_picture(failure_sheet(found), picture_format(failures), {}))

@@ -14,18 +14,45 @@ from headrace.flow.latents import from_tokens
 from headrace.flow.references import encode_picture, tensor_to_image
 from headrace.pipeline import Pipeline
 from headrace.world.draw import Pixels, draw, picture
-from headrace.world.tasks import Sample
+from headrace.world.tasks import Sample, untouched
+from headrace.world.wording import Edit
 
 AT_ONCE = 16
 """Pictures asked for in one call, so that progress is seen."""
 
+MARGIN = 6
+"""Pixels by which a mask is wider than what changes: nobody paints one to the pixel."""
+
 
 def from_pipeline(
-    pipeline: Pipeline, *, seed: int = 0, steps: int | None = None, guidance: float | None = None
+    pipeline: Pipeline,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    masked: bool = False,
 ) -> Generate:
-    """Pictures as any client gets them; those of a suite have the noise of ``seed``, ``seed`` + 1, ..."""
+    """Pictures as any client gets them; those of a suite have the noise of ``seed``, ``seed`` + 1, ...
+
+    masked: whether edits are told by a mask too, see `edit_mask`; the picture to be edited is then a reference as well.
+    """
+
+    def through_mask(sample: Sample, edit: Edit, number: int) -> Pixels:
+        made = pipeline.generate(
+            sample.caption,
+            references=[picture(reference) for reference in sample.references],
+            image=picture(edit.before),
+            mask=edit_mask(edit),
+            seed=seed + number,
+            steps=steps,
+            guidance=guidance,
+        )
+        return np.asarray(made.image)
 
     def generate(asked: Sequence[Sample]) -> Iterator[Pixels]:
+        if masked and asked[0].edit is not None:
+            yield from (through_mask(one, one.edit, number) for number, one in enumerate(asked) if one.edit is not None)
+            return
         for start in range(0, len(asked), AT_ONCE):
             part = asked[start : start + AT_ONCE]
             made = pipeline.generate(
@@ -39,6 +66,16 @@ def from_pipeline(
             yield from (np.asarray(one.image) for one in made)
 
     return generate
+
+
+def edit_mask(edit: Edit) -> Image.Image:
+    """White where somebody who wants this edit would paint: over the background, or a box around what changes."""
+    changed = ~untouched(edit)
+    if edit.kind != "background":
+        rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+        top, left = max(0, rows[0] - MARGIN), max(0, columns[0] - MARGIN)
+        changed[top : rows[-1] + MARGIN + 1, left : columns[-1] + MARGIN + 1] = True
+    return Image.fromarray(np.uint8(255) * changed.astype(np.uint8))
 
 
 def drawn(asked: Sequence[Sample]) -> Iterator[Pixels]:
