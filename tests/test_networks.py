@@ -132,7 +132,7 @@ def test_logits_are_those_of_transformers_at_once_and_token_by_token(family: str
     ids = torch.randint(0, 90, (1, 12))
     expected = theirs(ids).logits
     torch.testing.assert_close(ours(ids), expected, atol=1e-5, rtol=1e-5)
-    cache = KeyValueCache()
+    cache = KeyValueCache(12)
     parts = [ours(ids[:, :5], cache=cache), *(ours(ids[:, i : i + 1], cache=cache) for i in range(5, 12))]
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-5, rtol=1e-5)
     assert cache.length == 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 TIME_CHANNELS = 256
 """Channels of the sinusoids that stand for a time or a guidance, in every model."""
@@ -83,6 +84,39 @@ class LanguageModelConfig:
     sliding_window: int | None = None
     tie_word_embeddings: bool = False
     paired_rotation: bool = False
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Shape of what turns pictures into features for the language model; the defaults are Mistral Small 3.2's.
+
+    image_size: the longest side of a picture, in pixels. merge_size: so many patches a side become one token.
+    picture_token: the id of the tokens in whose place features stand. text_size, norm_eps: the language model's.
+    """
+
+    text_size: int = 5120
+    norm_eps: float = 1e-5
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_layers: int = 24
+    num_heads: int = 16
+    image_size: int = 1540
+    patch_size: int = 14
+    rope_theta: float = 1e4
+    activation: Literal["silu", "gelu"] = "silu"
+    merge_size: int = 2
+    projector_bias: bool = False
+    picture_token: int = 10
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head, whose pairs of channels turn by rows and by columns, half of them each."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def token_size(self) -> int:
+        """Side of the square of pixels that one token stands for."""
+        return self.patch_size * self.merge_size
 
 
 def strip_rows(channels: int, width: int) -> int:

@@ -8,6 +8,7 @@ are there for generating text. Parameter names are Hugging Face's without the pr
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,24 +32,30 @@ class RMSNorm(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of the tokens read so far, one pair a layer, each (B, kv_heads, S, head_dim)."""
+    """Keys and values of the tokens read so far, one pair a layer; room for `capacity` of them is taken once."""
 
-    def __init__(self) -> None:
-        self.layers: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def length(self) -> int:
-        """How many tokens have been read."""
-        return self.layers[0][0].shape[2] if self.layers else 0
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        """How many tokens have been read by all layers."""
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new keys and values to those of `layer`, and return all of them."""
-        if layer == len(self.layers):
-            self.layers.append((key, value))
-        else:
-            old_key, old_value = self.layers[layer]
-            self.layers[layer] = (torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2))
-        return self.layers[layer]
+        """Append new keys and values (B, kv_heads, S, head_dim) to those of `layer`, and return all of them."""
+        if layer not in self._layers:
+            shape = (*key.shape[:2], self.capacity, key.shape[3])
+            self._layers[layer] = key.new_empty(shape), value.new_empty(shape)
+        start, stop = self.length, self.length + key.shape[2]
+        keys, values = self._layers[layer]
+        keys[:, :, start:stop], values[:, :, start:stop] = key, value
+        return keys[:, :, :stop], values[:, :, :stop]
+
+
+class PictureFeatures(NamedTuple):
+    """What stands in the place of some tokens' embeddings: values (N, hidden_size) for the N places of (B, L)."""
+
+    values: Tensor
+    places: Tensor
 
 
 class SelfAttention(nn.Module):
@@ -140,6 +147,7 @@ class LanguageModel(nn.Module):
         attention_mask: Tensor,
         outputs: tuple[int, ...],
         layers: Iterable[nn.Module] | None = None,
+        pictures: PictureFeatures | None = None,
     ) -> Tensor:
         """The states after the layers named in `outputs`, side by side.
 
@@ -148,7 +156,7 @@ class LanguageModel(nn.Module):
         norm, as in transformers. layers: what to run, in order (default: this network's own).
         Returns (B, L, len(outputs) * hidden_size).
         """
-        x = self.embed_tokens(token_ids)
+        x = self._embeddings(token_ids, pictures)
         spin, mask = self._positions(attention_mask, 0)
         wanted = {0: x} if 0 in outputs else {}
         for index, layer in enumerate(self.layers if layers is None else layers, start=1):
@@ -160,22 +168,36 @@ class LanguageModel(nn.Module):
         return torch.cat([wanted[index] for index in outputs], dim=-1)
 
     def forward(
-        self, token_ids: Tensor, attention_mask: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        token_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        layers: Iterable[nn.Module] | None = None,
+        pictures: PictureFeatures | None = None,
+        last: bool = False,
     ) -> Tensor:
-        """Logits of the next token after each of `token_ids` (B, L) -> (B, L, vocab_size).
+        """Logits of the next token after each of `token_ids` (B, L), or after the last one: (B, L or 1, vocab_size).
 
         attention_mask: (B, tokens in the cache + L), default all ones. cache: read and extended, so that a text can be
-        continued token by token. Needs all layers, the norm and the head.
+        continued token by token. layers: as in `hidden_states`. Needs all layers, the norm and the head.
         """
         past = cache.length if cache is not None else 0
         if attention_mask is None:
             attention_mask = token_ids.new_ones(token_ids.shape[0], past + token_ids.shape[1])
-        x = self.embed_tokens(token_ids)
+        x = self._embeddings(token_ids, pictures)
         spin, mask = self._positions(attention_mask, past)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers if layers is None else layers):
             x = layer(x, spin, mask, cache, index)
-        weight = self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        return F.linear(self.norm(x), weight)
+        if cache is not None:
+            cache.length += token_ids.shape[1]
+        x = self.norm(x[:, -1:] if last else x)
+        return F.linear(x, self.embed_tokens.weight) if self.config.tie_word_embeddings else self.lm_head(x)
+
+    def _embeddings(self, token_ids: Tensor, pictures: PictureFeatures | None) -> Tensor:
+        x = self.embed_tokens(token_ids)
+        if pictures is None:
+            return x
+        return x.masked_scatter(pictures.places.unsqueeze(-1), pictures.values.to(x.dtype))
 
     def _positions(self, attention_mask: Tensor, past: int) -> tuple[Rotation, Tensor]:
         """Rotation of the new tokens, and who of them (rows) may look at whom of all (columns)."""
