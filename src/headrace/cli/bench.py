@@ -350,3 +350,32 @@ def seams(model: str, feathers: tuple[int, ...], as_json: bool) -> None:
         return
     cells = [(row.mask, str(row.feather), f"{row.source:.2f}", f"{row.edited:.2f}") for row in rows]
     print_table(("mask", "feather", "in the source", "edited"), cells)
+
+
+@bench.command()
+@PUBLISHED
+@click.option("--layers", type=click.IntRange(1, 40), default=4, show_default=True, help="Of the language model.")
+@click.option("--tokens", type=click.IntRange(16, 2048), default=512, show_default=True, help="Before those written.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+@ROUNDS
+@FOLDER
+@JSON
+def writing(
+    model: str, layers: int, tokens: int, precision: str, rounds: int, folder: Path | None, as_json: bool
+) -> None:
+    """Time some layers of MODEL's language model on the CPU, reading a text and writing on, in memory and streamed.
+
+    Random weights are written first, and deleted afterwards. Reading is bounded by matrix products; writing, where each
+    token needs all weights once, by how fast memory or disk give them.
+    """
+    from headrace.bench.writing import measure_writing
+
+    with TemporaryDirectory(dir=folder, prefix="headrace-") as temporary:
+        rows = measure_writing(_published(model), Path(temporary), layers, tokens, precision, rounds)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    print_table(
+        ("work", "tokens/s", "bounded by", "which allows", "share"),
+        [(row.what, f"{row.rate:.3g}", row.bound_by, f"{row.bound:.3g}", f"{row.share:.0%}") for row in rows],
+    )

