@@ -29,7 +29,19 @@ Kind = Literal["dev", "klein", "klein-base", "klein-kv"]
 WORDS = "a red apple on the left of two green trees near the old stone house, with the text HELLO; un chat noir, 42"
 SPECIAL_TOKENS = {
     "qwen": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"],
-    "mistral": ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[IMG]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<pad>"],
+    "mistral": [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[IMG]",
+        "[SYSTEM_PROMPT]",
+        "[/SYSTEM_PROMPT]",
+        "<pad>",
+        "[IMG_BREAK]",
+        "[IMG_END]",
+    ],
 }
 CHAT_TEMPLATES = {
     "qwen": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

@@ -17,11 +17,16 @@ from hypothesis import strategies as st
 import headrace
 from allocations import Allocations
 from conftest import Run
-from headrace.catalog import KLEIN_4B_TRANSFORMER, PUBLISHED, TEXT_ENCODERS
+from headrace.catalog import KLEIN_4B_TRANSFORMER, PUBLISHED, QWEN3_4B, TEXT_ENCODERS
 from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
 from headrace.errors import RequestError
 from headrace.flow.latents import text_positions
-from headrace.memory.activations import text_activations, transformer_activations
+from headrace.memory.activations import (
+    text_activations,
+    transformer_activations,
+    vision_activations,
+    writing_activations,
+)
 from headrace.memory.budget import check_fits
 from headrace.memory.plan import (
     PRECISIONS,
@@ -36,11 +41,13 @@ from headrace.memory.plan import (
 )
 from headrace.memory.sizes import FACTORS, network_sizes, parse_bytes
 from headrace.nn.autoencoder import Autoencoder
-from headrace.nn.config import AutoencoderConfig
+from headrace.nn.config import AutoencoderConfig, VisionConfig
 from headrace.nn.language_model import LanguageModel
 from headrace.nn.transformer import KeyValue, Transformer
+from headrace.nn.vision import Vision
 from headrace.quant.apply import quantise
 from headrace.quant.formats import block_linears, choose_formats
+from headrace.text.writing import Sampling, write_tokens
 
 KEYS = {
     "components",
@@ -185,6 +192,39 @@ def test_the_language_model_allocates_what_is_foreseen(dtype: torch.dtype, encod
     with torch.inference_mode(), Allocations() as allocations:
         network.hidden_states(ids, torch.ones_like(ids), (1, 2, 3))
     assert allocations.peak <= 1.01 * text_activations(config, 256, 3, dtype.itemsize) <= 1.2 * allocations.peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [64, 512])
+def test_writing_allocates_what_is_foreseen(dtype: torch.dtype, tokens: int) -> None:
+    config = replace(
+        QWEN3_4B.config,
+        hidden_size=320,
+        intermediate_size=1216,
+        num_heads=4,
+        num_kv_heads=1,
+        vocab_size=4096,
+        num_layers=3,
+    )
+    network = LanguageModel(config, norm=True, head=True).to(dtype)
+    sampling = Sampling(0.7, 4, frozenset(), 0.9)
+    with torch.inference_mode(), Allocations() as allocations:
+        list(write_tokens(network, [0] * tokens, sampling, torch.device("cpu")))
+    cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * (tokens + 4) * dtype.itemsize
+    foreseen = cache + writing_activations(config, tokens, 4, dtype.itemsize)
+    assert allocations.peak <= 1.01 * foreseen <= 1.5 * allocations.peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(56, 84), (336, 280)])
+def test_looking_allocates_what_is_foreseen(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    config = VisionConfig(text_size=640, hidden_size=128, intermediate_size=512, num_heads=2, num_layers=2)
+    network = Vision(config).to(dtype)
+    picture = torch.randn(3, size[1], size[0], dtype=dtype)
+    with torch.inference_mode(), Allocations() as allocations:
+        network(picture)
+    foreseen = vision_activations(config, *size, dtype.itemsize)
+    assert allocations.peak <= 1.01 * foreseen <= 1.5 * allocations.peak
 
 
 MODELS = {published.name: describe(published.name) for published in PUBLISHED}

@@ -13,13 +13,14 @@ from typing import Any, TypedDict, Unpack, overload
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.checkpoints import Checkpoint, open_checkpoint
 from headrace.checkpoints.lora_choice import ChosenLora, LoraChoice, choose_loras
+from headrace.checkpoints.writer import Eyes, Writer, open_writer
 from headrace.device import choose_device, choose_precision, choose_text_precision, dtype_of, multiplies_bf16
 from headrace.editing import Edit, PictureSource, make_edit
-from headrace.errors import Cancelled
+from headrace.errors import Cancelled, RequestError
 from headrace.flow.conventions import Convention, find_convention
 from headrace.flow.denoise import Conditioning, Kept, batch_caches, denoise, guided_velocity, noised
 from headrace.flow.denoise import Step as FlowStep
@@ -36,15 +37,23 @@ from headrace.flow.references import encode_picture, mask_to_tokens, tensor_to_i
 from headrace.flow.schedule import schedule
 from headrace.memory.budget import check_budget
 from headrace.memory.claims import claimed
-from headrace.memory.networks import Networks
-from headrace.memory.plan import Budget, Plan, Work, describe_checkpoint, plan_work
+from headrace.memory.networks import Lent, Networks
+from headrace.memory.plan import Budget, Model, Plan, Work, describe_checkpoint, plan_work
 from headrace.memory.sizes import parse_bytes
+from headrace.memory.writing import WritingPlan, WritingWork, plan_writing, writer_shapes
+from headrace.nn.language_model import LanguageModel, PictureFeatures
 from headrace.nn.transformer import KeyValue
+from headrace.pictures import open_picture
 from headrace.provenance.metadata import save_picture
-from headrace.recipe import Recipe, check_reference_limit, taken_steps
+from headrace.recipe import Recipe, check_prompt, check_reference_limit, check_seed, taken_steps
 from headrace.request import CacheKey, References, Request, batches, make_requests
+from headrace.text.conversation import Question, stop_tokens, token_id
 from headrace.text.encode import encode_tokens
+from headrace.text.messages import MAX_TOKENS_OUT, TEMPERATURE
 from headrace.text.tokens import PromptTokenizer, load_tokenizer
+from headrace.text.upsampling import picture_question, prompt_question, upsampling_question
+from headrace.text.vision import prepare_picture, vision_size
+from headrace.text.writing import Sampling, write_tokens
 
 # The picture of a finished latent's tokens.
 Look = Callable[[Tensor], Image.Image]
@@ -150,6 +159,111 @@ class Pipeline:
     def tokenizer(self) -> PromptTokenizer:
         """Prompt to token ids."""
         return load_tokenizer(self.checkpoint.tokenizer_file, self.checkpoint.text)
+
+    @cached_property
+    def writer(self) -> Writer:
+        """What the language model writes and sees with. Raises RequestError where the model's files do not hold it."""
+        return open_writer(self.checkpoint)
+
+    def upsample(
+        self,
+        prompt: str,
+        *,
+        references: Sequence[PictureSource] = (),
+        temperature: float = TEMPERATURE,
+        top_p: float = 1.0,
+        seed: int = 0,
+        max_tokens: int = MAX_TOKENS_OUT,
+        on_token: Callable[[int], None] | None = None,
+    ) -> str:
+        """The prompt as the model's own language model rewrites it, looking at the references where it has eyes.
+
+        temperature: 0 for the most likely words; else they are drawn with the seed, among those that together reach
+        the probability top_p. max_tokens: of the rewritten prompt. on_token: called with how many there are.
+
+        Raises RequestError where the model cannot write, or not within its memory.
+        """
+        limits = {"temperature": (temperature, 0, 2), "top_p": (top_p, 0, 1), "max_tokens": (max_tokens, 1, 4096)}
+        for name, (value, low, high) in limits.items():
+            if not low <= value <= high:
+                raise RequestError(f"The {name} of {value} is not from {low} to {high}.")
+        eyes = self.writer.eyes
+        pictures = [open_picture(reference) for reference in references]
+        if pictures and eyes is None:
+            warnings.warn(
+                f"{self.checkpoint.name}'s language model cannot see: it rewrites the prompt without the references.",
+                stacklevel=2,
+            )
+        question = upsampling_question(
+            self.tokenizer, check_prompt(prompt), pictures, None if eyes is None else eyes.config
+        )
+        sampling = Sampling(temperature, max_tokens, stop_tokens(self.tokenizer), top_p, check_seed(seed))
+        written: list[int] = []
+        with self._asked(question, max_tokens) as (lent, seen):
+            for token in write_tokens(lent.network, question.token_ids, sampling, self.device, lent.blocks, seen):
+                written.append(token)
+                if on_token is not None:
+                    on_token(len(written))
+        text = str(self.tokenizer.tokenizer.decode(written)).strip()
+        if not text:
+            warnings.warn("The language model wrote nothing; the prompt stays as it was.", stacklevel=2)
+            return prompt
+        return check_prompt(text)
+
+    def flags_prompt(self, prompt: str) -> bool:
+        """Whether the language model answers yes to Black Forest Labs' question about a prompt: see docs/upsampling.md.
+
+        Raises RequestError for models other than FLUX.2 [dev], whose language model the question was written for.
+        """
+        self._eyes()
+        return self._answers_yes(prompt_question(self.tokenizer, check_prompt(prompt)))
+
+    def flags_picture(self, picture: PictureSource) -> bool:
+        """As `flags_prompt`, about a picture."""
+        return self._answers_yes(picture_question(self.tokenizer, open_picture(picture), self._eyes().config))
+
+    def _eyes(self) -> Eyes:
+        if self.writer.eyes is None:
+            raise RequestError(
+                f"{self.checkpoint.name}'s language model cannot see, so it checks nothing; FLUX.2-dev's can."
+            )
+        return self.writer.eyes
+
+    @torch.inference_mode()
+    def _answers_yes(self, question: Question) -> bool:
+        yes, no = (token_id(self.tokenizer, word) for word in ("yes", "no"))
+        with self._asked(question, 1) as (lent, seen):
+            ids = torch.tensor([question.token_ids], device=self.device)
+            logits = lent.network(ids, layers=lent.blocks(), pictures=seen, last=True)[0, -1]
+        return bool(logits[yes] > logits[no])
+
+    @contextmanager
+    def _asked(
+        self, question: Question, new_tokens: int
+    ) -> Iterator[tuple[Lent[LanguageModel, nn.Module], PictureFeatures | None]]:
+        """The language model, for an answer of so many tokens, and what it sees of the question's pictures."""
+        eyes = self.writer.eyes
+        sizes = tuple(vision_size(*picture.size, eyes.config) for picture in question.pictures if eyes)
+        work = WritingWork(len(question.token_ids), new_tokens, sizes)
+        self._reference_caches.clear()
+        with (
+            torch.inference_mode(),
+            claimed(self, partial(self._plan_writing, work)) as (plan, _),
+            self._networks.within(plan, writer=self.writer),
+        ):
+            seen = None
+            if question.pictures and eyes is not None:
+                vision, dtype = self._networks.vision(), dtype_of(self.text_precision, self.device)
+                prepared = (prepare_picture(picture, eyes.config) for picture in question.pictures)
+                seen = question.features(
+                    [vision(values.to(self.device, dtype)) for values in prepared], eyes.config, self.device
+                )
+                del vision
+            yield self._networks.writer(), seen
+
+    def _plan_writing(self, work: WritingWork, budget: Budget) -> tuple[WritingPlan, None]:
+        model, fast = describe_checkpoint(self.checkpoint), multiplies_bf16(self.device)
+        return plan_writing(model, self.writer, work, budget, self.precision, self.text_precision, fast), None
 
     @overload
     def generate(self, prompt: str, *, seed: int | None = None, **options: Unpack[Options]) -> Picture: ...
@@ -320,9 +434,18 @@ class Pipeline:
     ) -> tuple[Plan, list[list[Request]]]:
         """How the call fits into the budget, and its batches: on a CPU, where they change no bits, as small as must be.
 
-        Where the call does not fit, the plan says so.
+        Where the call does not fit, the plan says so. What the language model wrote with is let go of where the call
+        needs its room.
         """
         model = describe_checkpoint(self.checkpoint, loras)
+        if self._networks.holds_writer:
+            plan, groups = self._plan_model(replace(model, writer_shapes=writer_shapes(self.writer)), requests, budget)
+            if plan.keeps_all:
+                return plan, groups
+            self._networks.release()
+        return self._plan_model(model, requests, budget)
+
+    def _plan_model(self, model: Model, requests: list[Request], budget: Budget) -> tuple[Plan, list[list[Request]]]:
         prompts = len({request.recipe.prompt for request in requests})
         limit = len(requests)
         while True:

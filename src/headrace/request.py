@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -30,6 +31,7 @@ from headrace.recipe import (
     draw_seed,
     parse_size,
 )
+from headrace.structured import doubts
 
 CacheKey = tuple[tuple[LoraRecord, ...], tuple[str, ...]]
 References = PictureSource | Sequence[PictureSource] | Sequence[Sequence[PictureSource]]
@@ -103,6 +105,9 @@ def make_requests(
         tuple(prepare_references([open_picture(entry) for entry in entries], convention, multiple, fit, full))
         for entries in lists
     ]
+    for text, images in zip(prompts, per_prompt, strict=True):
+        for doubt in doubts(text, len(images)):
+            warnings.warn(doubt, stacklevel=1)  # the command shows warnings that come from here
     steps = check_steps(checkpoint.steps if steps is None else steps)
     guidance = _guidance(checkpoint, guidance)
     model_hash = digest(checkpoint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headrace.checkpoints import configs
@@ -30,14 +30,19 @@ from headrace.checkpoints.quantised import (
     layer_formats,
 )
 from headrace.checkpoints.recognise import BESIDE_LANGUAGE_MODEL, Found, Kind, own_names, recognise
-from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
+from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes, vision_shapes
 from headrace.checkpoints.weights import Weights
 from headrace.errors import RequestError
-from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
+from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig, VisionConfig
 from headrace.quant.formats import Format
 
 # A count that batch norm keeps while it learns; nothing reads it.
 BATCH_COUNT = "bn.num_batches_tracked"
+# What writes and sees stands under various prefixes beside the layers (transformers 4 and 5, ComfyUI's whole files).
+BESIDE_LAYERS = re.compile(
+    r"(?:text_encoders\.[A-Za-z0-9_-]+\.(?:transformer\.)?|text_encoder\.)?(?:model\.|language_model\.)?"
+    r"(?P<name>(?P<part>lm_head|vision_tower|multi_modal_projector)\..+)"
+)
 NAMES_SHOWN = 3
 
 
@@ -115,6 +120,40 @@ def language_model_component(weights: Weights, config: LanguageModelConfig, laye
         name: shape for name, shape in stored.shapes.items() if name in demand.shapes or not _is_above(name, layers)
     }
     return _checked(weights, stored, shapes, demand)
+
+
+def writer_component(weights: Weights, config: LanguageModelConfig) -> Component:
+    """A whole language model among `weights`: all its layers, the final norm and the head.
+
+    Raises RequestError unless they are there, whole and in a format that is read.
+    """
+    reading = find_network(weights, "text encoder")
+    tensors = {**reading.tensors, **beside(weights, reading.found, ("lm_head",))}
+    stored = StoredNetwork(reading.found, tensors, find_quantised(weights, reading.found.prefix, tensors))
+    shapes = language_model_shapes(config, norm=True, head=True)
+    held = {name: shape for name, shape in stored.shapes.items() if name in shapes or not name.startswith("lm_head")}
+    return _checked(weights, stored, held, Demand(shapes, as_stored(shapes)))
+
+
+def vision_component(weights: Weights, config: VisionConfig) -> Component:
+    """The vision tower and projector beside a language model. Raises RequestError as `writer_component`."""
+    found = replace(find_network(weights, "text encoder").found, prefix="")
+    tensors = beside(weights, found, ("vision_tower", "multi_modal_projector"))
+    stored = StoredNetwork(found, tensors, find_quantised(weights, "", tensors))
+    shapes = vision_shapes(config)
+    return _checked(weights, stored, stored.shapes, Demand(shapes, as_stored(shapes)))
+
+
+def beside(weights: Weights, found: Found, parts: tuple[str, ...]) -> dict[str, TensorEntry]:
+    """The tensors of these parts that stand beside a language model's layers, by their names from the part's on."""
+    result: dict[str, TensorEntry] = {}
+    for name, entry in weights.tensors.items():
+        match = BESIDE_LAYERS.fullmatch(from_llama_cpp(name) if found.layout == "llama.cpp" else name)
+        if match is not None and match["part"] in parts:
+            if match["name"] in result:
+                raise RequestError(f"{weights.source} holds {match['name']} twice, in two spellings.")
+            result[match["name"]] = entry
+    return result
 
 
 def transformer_config(weights: Weights, stored: StoredNetwork) -> TransformerConfig:

@@ -13,7 +13,7 @@ from typing import Any
 from headrace.checkpoints.headers import Shape
 from headrace.checkpoints.weights import read_json
 from headrace.errors import RequestError
-from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
+from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig, VisionConfig
 
 MAX_WIDTH = 2**20
 MAX_NUMBER = 1e15
@@ -226,6 +226,8 @@ def read_language_model_config(path: Path) -> tuple[LanguageModelConfig, str]:
     """
     fields = read_fields(path)
     text = fields.values.get("text_config")
+    # Of a model with eyes transformers reads this one setting outside, and takes it for true where it is left out.
+    tied = fields.flag("tie_word_embeddings", isinstance(text, dict))
     if isinstance(text, dict):
         fields = Fields(path, text)
     kind = fields.values.get("model_type")
@@ -260,19 +262,57 @@ def read_language_model_config(path: Path) -> tuple[LanguageModelConfig, str]:
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         qk_norm=kind == "qwen3",
         sliding_window=_sliding_window(fields, kind, layers),
-        tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+        tie_word_embeddings=tied,
     )
     return config, str(kind)
 
 
-def _rope_theta(fields: Fields) -> float:
+def read_vision_config(path: Path, text: LanguageModelConfig) -> VisionConfig | None:
+    """What the config.json of a language model says of its eyes; None where it has none.
+
+    text: the language model, which the projector leads to.
+    """
+    fields = read_fields(path)
+    tower = fields.values.get("vision_config")
+    if not isinstance(tower, dict):
+        return None
+    fields.must_be("projector_hidden_act", "gelu")
+    fields.must_be("vision_feature_layer", -1)
+    own = Fields(path, tower)
+    own.must_be("model_type", "pixtral")
+    own.must_be("num_channels", 3)
+    activation = own.text("hidden_act", "gelu")
+    if activation not in ("silu", "gelu"):
+        raise RequestError(f"{path} has a vision tower with {_shown(activation)}; only silu and gelu are known.")
+    hidden, heads = own.whole("hidden_size", 1024), own.whole("num_attention_heads", 16)
+    if hidden % (4 * heads):
+        raise RequestError(f"{path} has a vision tower {hidden} wide, which {heads} heads do not share.")
+    patch, merge = own.whole("patch_size", 14), fields.whole("spatial_merge_size", 2, at_most=16)
+    return VisionConfig(
+        text_size=text.hidden_size,
+        norm_eps=text.rms_norm_eps,
+        hidden_size=hidden,
+        intermediate_size=own.whole("intermediate_size", 4096),
+        num_layers=own.whole("num_hidden_layers", 24, at_most=MAX_BLOCKS),
+        num_heads=heads,
+        image_size=own.whole("image_size", 1540, at_least=patch * merge, at_most=8192),
+        patch_size=patch,
+        rope_theta=_rope_theta(own, ("axial",)),
+        activation="silu" if activation == "silu" else "gelu",
+        merge_size=merge,
+        projector_bias=fields.flag("multimodal_projector_bias", False),
+        picture_token=fields.whole("image_token_index", 10, at_least=0),
+    )
+
+
+def _rope_theta(fields: Fields, kinds: tuple[str, ...] = ()) -> float:
     """transformers 4 writes rope_theta and rope_scaling, transformers 5 both within rope_parameters."""
     parameters = fields.values.get("rope_parameters") or fields.values.get("rope_scaling") or {}
     if not isinstance(parameters, dict):
         raise RequestError(f"{fields.source} has rotary settings that are not an object.")
     rope = Fields(fields.source, {"rope_theta": fields.values.get("rope_theta"), **parameters})
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
-    if kind != "default":
+    if kind not in ("default", *kinds):
         raise RequestError(
             f"{fields.source} scales its rotary positions by {_shown(kind)}; only 'default' is supported."
         )

@@ -24,7 +24,7 @@ from headrace.checkpoints.headers import PICKLE_SUFFIXES
 from headrace.checkpoints.recognise import recognise
 from headrace.checkpoints.scheduler import check_scheduler
 from headrace.checkpoints.settings import Settings, read_settings
-from headrace.checkpoints.text_encoders import find_text_encoder
+from headrace.checkpoints.text_encoders import TextEncoderFiles, find_text_encoder
 from headrace.checkpoints.weights import expanded, read_weights
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig, LanguageModelConfig, TransformerConfig
@@ -47,7 +47,8 @@ class Checkpoint:
     """A whole model on disk, and what it was made to be used with.
 
     source: what the user named. licence: None where nobody said. notes: sentences the user should see once.
-    default_size: width and height in pixels. guidance: without effect for the distilled variants.
+    default_size: width and height in pixels. guidance: without effect for the distilled variants. text_encoder: the
+    language model's files as they were found, which may hold more than reads a prompt.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Checkpoint:
     transformer: Component
     autoencoder: Component
     language_model: Component
+    text_encoder: TextEncoderFiles | None = None
 
     @property
     def precision(self) -> str:
@@ -324,6 +326,7 @@ def _assembled(
         transformer=transformer_part,
         autoencoder=autoencoder,
         language_model=language_model,
+        text_encoder=found,
     )
 
 

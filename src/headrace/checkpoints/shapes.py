@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from headrace.checkpoints.headers import Shape
-from headrace.nn.config import TIME_CHANNELS, AutoencoderConfig, LanguageModelConfig, TransformerConfig
+from headrace.nn.config import TIME_CHANNELS, AutoencoderConfig, LanguageModelConfig, TransformerConfig, VisionConfig
 
 # Running statistics are read with the weights, but nothing learns them, so they are not counted as parameters.
 STATISTICS = frozenset({"bn.running_mean", "bn.running_var", "bn.num_batches_tracked"})
@@ -30,6 +30,11 @@ def language_model_shapes(
     norm, head: with the final norm and, where it is not the embedding, the output head.
     """
     return dict(_language_model(config, config.num_layers if layers is None else layers, norm, head))
+
+
+def vision_shapes(config: VisionConfig) -> dict[str, Shape]:
+    """Hugging Face's names, as in `headrace.nn.vision.Vision`."""
+    return dict(_vision(config))
 
 
 def count_parameters(shapes: Mapping[str, Shape]) -> int:
@@ -148,3 +153,24 @@ def _language_model(config: LanguageModelConfig, layers: int, norm: bool, head: 
         yield "norm.weight", (size,)
     if head and not config.tie_word_embeddings:
         yield "lm_head.weight", (config.vocab_size, size)
+
+
+def _vision(config: VisionConfig) -> Iterator[tuple[str, Shape]]:
+    size, inner, text = config.hidden_size, config.intermediate_size, config.text_size
+    yield "vision_tower.patch_conv.weight", (size, 3, config.patch_size, config.patch_size)
+    yield "vision_tower.ln_pre.weight", (size,)
+    for index in range(config.num_layers):
+        layer = f"vision_tower.transformer.layers.{index}"
+        yield f"{layer}.attention_norm.weight", (size,)
+        for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            yield f"{layer}.attention.{projection}.weight", (size, size)
+        yield f"{layer}.ffn_norm.weight", (size,)
+        yield f"{layer}.feed_forward.gate_proj.weight", (inner, size)
+        yield f"{layer}.feed_forward.up_proj.weight", (inner, size)
+        yield f"{layer}.feed_forward.down_proj.weight", (size, inner)
+    yield "multi_modal_projector.norm.weight", (size,)
+    yield "multi_modal_projector.patch_merger.merging_layer.weight", (size, size * config.merge_size**2)
+    for layer, inputs in (("linear_1", size), ("linear_2", text)):
+        yield f"multi_modal_projector.{layer}.weight", (text, inputs)
+        if config.projector_bias:
+            yield f"multi_modal_projector.{layer}.bias", (text,)

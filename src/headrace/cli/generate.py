@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from contextlib import nullcontext
@@ -15,17 +14,17 @@ import click
 from headrace.cli.editing import editing_options, report_references, report_source
 from headrace.cli.graphics import step_viewer
 from headrace.cli.options import device_options
+from headrace.cli.prompts import STANDARD, prompt_argument, read_prompt
 from headrace.cli.terminal import is_terminal, printable, progress_bar
+from headrace.cli.upsampling import Upsampling, check_after, check_before, rewritten, upsampling_options
 from headrace.errors import RequestError
 from headrace.memory.process import peak_bytes
 from headrace.memory.sizes import parse_bytes
-from headrace.pictures import check_output, read_file
+from headrace.pictures import check_output
 from headrace.provenance.metadata import check_prompt_fits, encode_with_recipe
 from headrace.recipe import (
-    MAX_PROMPT_CHARACTERS,
     check_count,
     check_guidance,
-    check_prompt,
     check_seed,
     check_steps,
     draw_seed,
@@ -37,14 +36,11 @@ if TYPE_CHECKING:
     from headrace.cli.editing import OpenedReference
     from headrace.pipeline import Picture, Step
 
-STANDARD = Path("-")
-MAX_PROMPT_BYTES = 4 * MAX_PROMPT_CHARACTERS + 8  # with a byte-order mark before it and line ends behind
-
 _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("prompt", required=False)
+@prompt_argument
 @click.option(
     "-o",
     "--output",
@@ -53,7 +49,6 @@ _FILE = click.Path(path_type=Path)
     help="Where to write: .png, .jpg or .webp, or - for a PNG on standard output. With -n, the seed is added to each "
     "name. Default: headrace-SEED.png, or a new name where that is taken.",
 )
-@click.option("--prompt-file", type=_FILE, metavar="FILE", help="Read the prompt from a file; - is standard input.")
 @click.option(
     "--ref",
     "references",
@@ -63,6 +58,7 @@ _FILE = click.Path(path_type=Path)
     help="A reference picture. Given again for more: image 1, image 2, ... of the prompt, in this order.",
 )
 @editing_options
+@upsampling_options
 @click.option(
     "--lora",
     "loras",
@@ -113,6 +109,7 @@ def generate(
     prompt_file: Path | None,
     references: list[OpenedReference],
     editing: dict[str, Any],
+    upsampling: Upsampling,
     loras: tuple[str, ...],
     size: str | None,
     steps: int | None,
@@ -140,8 +137,9 @@ def generate(
     headrace generate "image 1 beside image 2" --ref a.png --ref b.jpg --model klein-4b
     headrace generate "a cat" --model klein-4b --lora style.safetensors:0.8
     headrace generate "a red door" --image house.jpg --mask door.png --model klein-4b
+    headrace generate "a cat in the rain" --upsample --model dev
     """
-    text = _prompt(prompt, prompt_file)
+    text = read_prompt(prompt, prompt_file)
     if size is not None:
         parse_size(size)
     if steps is not None:
@@ -171,6 +169,14 @@ def generate(
     for chosen in choose_loras(loras, checkpoint.transformer_config, checkpoint.name):
         click.echo(printable(chosen.report()), err=True)
 
+    if upsampling.own or upsampling.checked:
+        from headrace.checkpoints.writer import open_writer
+
+        if open_writer(checkpoint).eyes is None and upsampling.checked:
+            raise RequestError(
+                f"{checkpoint.name}'s language model cannot see, so it checks nothing; FLUX.2-dev's can."
+            )
+
     # What can be refused without computing has been; only now is torch imported.
     from headrace.pipeline import Pipeline
 
@@ -180,6 +186,13 @@ def generate(
     for note in checkpoint.notes:
         click.echo(note, err=True)
     opened = time.monotonic()
+
+    references_seen = [picture for _, picture in references]
+    given, text = text, rewritten(text, upsampling, pipeline, references_seen, first)
+    if output not in (None, STANDARD):
+        check_prompt_fits(text, output)
+    if upsampling.checked:
+        check_before(pipeline, text, references_seen)
 
     images: list[dict[str, str | int]] = []
     writing = 0.0
@@ -194,11 +207,11 @@ def generate(
             else:
                 show(step)
 
-        for picture in pipeline.stream(
+        pictures = pipeline.stream(
             text,
             count=count,
             seed=first,
-            references=[picture for _, picture in references],
+            references=references_seen,
             loras=loras,
             size=size,
             steps=steps,
@@ -206,7 +219,12 @@ def generate(
             convention=convention,
             on_step=on_step,
             **editing,
-        ):
+        )
+        if upsampling.checked:
+            made_all = list(pictures)
+            check_after(pipeline, made_all)
+            pictures = iter(made_all)
+        for picture in pictures:
             made = time.monotonic()
             recipe = picture.recipe
             if not (images or as_json):
@@ -223,35 +241,8 @@ def generate(
                 say(f"wrote {target} (seed {recipe.seed}, {recipe.width}x{recipe.height})")
     if as_json:
         timings = {"open": opened - started, "generate": time.monotonic() - opened - writing, "write": writing}
-        click.echo(json.dumps({"images": images, "timings": timings, "peak_memory_bytes": peak_bytes()}))
-
-
-def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
-    if (prompt is None) == (prompt_file is None):
-        raise click.UsageError(
-            "Give a prompt, or a file that holds one with --prompt-file", click.get_current_context()
-        )
-    if prompt is not None and prompt != str(STANDARD):
-        source, data = "the command line", os.fsencode(prompt)
-    elif prompt_file is None or prompt_file == STANDARD:
-        source, data = "standard input", _standard_input()
-    else:
-        source, data = str(prompt_file), read_file(prompt_file, "prompt file", MAX_PROMPT_BYTES)
-    try:
-        return check_prompt(data.decode("utf-8-sig").strip("\r\n"))
-    except UnicodeDecodeError as error:
-        raise RequestError(f"The prompt from {source} is not UTF-8 text.") from error
-
-
-def _standard_input() -> bytes:
-    if sys.stdin is None:
-        raise RequestError("Standard input is closed; give the prompt itself, or a file with --prompt-file.")
-    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-    if len(data) > MAX_PROMPT_BYTES:
-        raise RequestError(
-            f"The prompt from standard input has more than {MAX_PROMPT_CHARACTERS:,} characters, the most that is read."
-        )
-    return data
+        report = {"images": images, "timings": timings, "peak_memory_bytes": peak_bytes()}
+        click.echo(json.dumps(report if text == given else {**report, "prompt": text}))
 
 
 def _target(output: Path | None, seed: int, count: int) -> Path:

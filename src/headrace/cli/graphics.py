@@ -105,6 +105,12 @@ def step_viewer(terminal: TextIO) -> Callable[[Step], None]:
     return show
 
 
+def picture_viewer(terminal: TextIO) -> Callable[[Image.Image], None]:
+    """What shows finished pictures in this terminal, one below the other."""
+    draw = choose_protocol(os.environ, ask_attributes(terminal))
+    return lambda picture: Screen(terminal, draw, picture.size).show(picture, "")
+
+
 def draw_kitty(picture: Image.Image, columns: int, rows: int) -> str:
     """In kitty's protocol: as PNG, in chunks, always as the same image, so that the last one is replaced."""
     data = base64.standard_b64encode(_png(picture)).decode("ascii")

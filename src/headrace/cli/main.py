@@ -18,6 +18,8 @@ from headrace.errors import HeadraceError, RequestError
 # One line each for `--help`, so that it need not import them.
 COMMANDS = {
     "generate": "Make pictures from a prompt, and from reference pictures.",
+    "chat": "Make pictures line by line, each from a prompt and from those before it.",
+    "upsample": "Rewrite a prompt into a richer one.",
     "pose": "Draw the pose of people from keypoints or a photo.",
     "plan": "Say what a model needs and how it fits into memory, before anything is loaded.",
     "models": "List the models Headrace knows, with sizes and licences.",

@@ -13,6 +13,7 @@ from headrace.nn.config import (
     AutoencoderConfig,
     LanguageModelConfig,
     TransformerConfig,
+    VisionConfig,
     strip_rows,
 )
 
@@ -73,6 +74,27 @@ def text_activations(config: LanguageModelConfig, length: int, outputs: int, val
     attending = (outputs + 2) * config.hidden_size + (2 + turning) * queries + 3 * keys
     joined = 2 * outputs * config.hidden_size
     return length * value_bytes * max(vectors, attending, joined)
+
+
+def writing_activations(config: LanguageModelConfig, tokens: int, new_tokens: int, value_bytes: int) -> int:
+    """A text of so many tokens read at once, and written on: without the cache of keys and values."""
+    # Who may look at whom, as booleans and as what is added to scores; logits of one token in two precisions, sorted.
+    mask = tokens * (tokens + new_tokens) * (1 + value_bytes)
+    logits = config.vocab_size * (value_bytes + 8 * FLOAT_BYTES)
+    return text_activations(config, tokens, 1, value_bytes) + mask + logits
+
+
+def vision_activations(config: VisionConfig, width: int, height: int, value_bytes: int) -> int:
+    """A picture of this size, in pixels, through the vision tower and the projector."""
+    patches = width * height // config.patch_size**2
+    hidden, pixels = config.hidden_size, 3 * width * height
+    vectors = 3 * hidden + 3 * config.intermediate_size
+    turning = 6 if value_bytes < FLOAT_BYTES else 2
+    attending = (6 + turning) * hidden
+    tokens = patches // config.merge_size**2
+    projected = tokens * (2 * config.merge_size**2 * hidden + 3 * config.text_size)
+    angles = patches * config.head_dim * FLOAT_BYTES
+    return value_bytes * (pixels + max(patches * max(vectors, attending), 2 * patches * hidden + projected)) + angles
 
 
 def encoder_activations(config: AutoencoderConfig, width: int, height: int, value_bytes: int) -> int:

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from headrace.errors import RequestError
-from headrace.memory.plan import CONTEXT_BYTES, Budget, Plan, free_budget
+from headrace.memory.plan import CONTEXT_BYTES, Budget, free_budget
 from headrace.memory.process import available_bytes, resident_bytes, return_freed_memory, trim
 from headrace.memory.sizes import MAX_BYTES
 
 ROUNDING = 10**7
+
+
+class Fitted(Protocol):
+    """A plan: what it needs, and whether a budget has that. work: what it is for, to begin a sentence with."""
+
+    @property
+    def work(self) -> str: ...
+    @property
+    def fits(self) -> bool: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    @property
+    def minimum_bytes(self) -> int: ...
+    @property
+    def host_bytes(self) -> int: ...
 
 
 def check_budget(memory: int | None, host_memory: int | None, device: torch.device) -> None:
@@ -44,19 +63,18 @@ def measured_budget(memory: int | None, device: torch.device, held: int, host_me
     return Budget(free_budget(process + held) if memory is None else memory, process)
 
 
-def check_fits(plan: Plan) -> None:
+def check_fits(plan: Fitted) -> None:
     """Raises RequestError, naming the smallest budget that works, where this one does not."""
     if plan.fits:
         return
-    work = f"{plan.model} in {plan.precision} at {plan.width}x{plan.height}"
     if plan.minimum_bytes > plan.memory_bytes:
         raise RequestError(
-            f"{work} needs more than {plan.memory_bytes / 1e9:.3g}GB of memory; the smallest budget that works is "
+            f"{plan.work} needs more than {plan.memory_bytes / 1e9:.3g}GB of memory; the smallest budget that works is "
             f"{_rounded_up(plan.minimum_bytes)}."
         )
     raise RequestError(
-        f"{work} passes through the host's memory on its way to the GPU and needs {_rounded_up(plan.host_bytes)} of "
-        "it: give more with --host-memory, or more of the GPU's with --memory."
+        f"{plan.work} passes through the host's memory on its way to the GPU and needs "
+        f"{_rounded_up(plan.host_bytes)} of it: give more with --host-memory, or more of the GPU's with --memory."
     )
 
 

@@ -11,9 +11,10 @@ from weakref import WeakSet
 
 import torch
 
-from headrace.memory.budget import check_fits, measured_budget
-from headrace.memory.plan import Budget, Plan
+from headrace.memory.budget import Fitted, check_fits, measured_budget
+from headrace.memory.plan import Budget
 
+AnyPlan = TypeVar("AnyPlan", bound=Fitted)
 Made = TypeVar("Made")
 
 
@@ -48,7 +49,7 @@ _running: list[_Claim] = []
 
 
 @contextmanager
-def claimed(holder: Holder, make: Callable[[Budget], tuple[Plan, Made]]) -> Iterator[tuple[Plan, Made]]:
+def claimed(holder: Holder, make: Callable[[Budget], tuple[AnyPlan, Made]]) -> Iterator[tuple[AnyPlan, Made]]:
     """Plan a call for what is free now, and reserve what it may take until it ends.
 
     make: the plan within a budget, and what goes with it. A call counts as taken all that others which are running may

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,18 @@ from headrace.checkpoints.components import Component
 from headrace.checkpoints.load import StoredTensors, fill_module
 from headrace.checkpoints.lora_choice import ChosenLora
 from headrace.checkpoints.lora_load import load_branches
+from headrace.checkpoints.writer import Writer
 from headrace.device import bits_of, dtype_of
 from headrace.memory.files import FileState, PassingFile, check_unchanged, file_states
 from headrace.memory.plan import Plan
 from headrace.memory.process import return_freed_memory, trim
 from headrace.memory.stream import Stream, module_bytes
+from headrace.memory.writing import WritingPlan
 from headrace.nn.autoencoder import Autoencoder
 from headrace.nn.config import TransformerConfig
 from headrace.nn.language_model import LanguageModel
 from headrace.nn.transformer import Block, Transformer
+from headrace.nn.vision import Vision
 from headrace.quant.formats import Bits
 from headrace.quant.lora import Branch, attach
 
@@ -60,7 +63,8 @@ class Networks:
         self._text_dtype, self._text_bits = dtype_of(text_precision, device), bits_of(text_precision)
         components = checkpoint.transformer, checkpoint.autoencoder, checkpoint.language_model
         self._states = file_states(file for component in components for file in component.files)
-        self._plan: Plan | None = None
+        self._plan: Plan | WritingPlan | None = None
+        self._writer: Writer | None = None
         self._loras: tuple[ChosenLora, ...] = ()
         self._beside = Beside()
         self._held: dict[str, Lent[nn.Module, nn.Module]] = {}
@@ -71,27 +75,48 @@ class Networks:
         return sum(lent.held_bytes for lent in list(self._held.values())) + self._beside.held_bytes
 
     @contextmanager
-    def within(self, plan: Plan, loras: tuple[ChosenLora, ...] = ()) -> Iterator[None]:
-        """Follow the plan, with these LoRAs beside the transformer.
+    def within(
+        self, plan: Plan | WritingPlan, loras: tuple[ChosenLora, ...] = (), writer: Writer | None = None
+    ) -> Iterator[None]:
+        """Follow the plan, with these LoRAs beside the transformer, or with this language model that writes.
 
         Afterwards nothing is left in memory, unless the plan keeps everything. Raises HeadraceError where a file is no
         longer what it was when the checkpoint was opened.
         """
         check_unchanged(self._states)
-        self._plan, self._loras = plan, loras
+        self._plan, self._loras, self._writer = plan, loras, writer
         if not plan.keeps_all:
             return_freed_memory()
             self.release()
         try:
             yield
         finally:
-            self._plan = None
+            self._plan = self._writer = None
             if not plan.keeps_all:
                 self.release()
 
     def language_model(self) -> Lent[LanguageModel, nn.Module]:
-        """The text encoder."""
+        """The text encoder, which is the whole language model where that is in memory."""
+        if self.holds_writer:
+            return cast("Lent[LanguageModel, nn.Module]", self._held["writer"])
         return cast("Lent[LanguageModel, nn.Module]", self._lend("text_encoder", self._language_model))
+
+    @property
+    def holds_writer(self) -> bool:
+        """Whether the language model is in memory with all that it writes with."""
+        return "writer" in self._held
+
+    def writer(self) -> Lent[LanguageModel, nn.Module]:
+        """The whole language model, which takes the text encoder's place."""
+        reader = self._held.pop("text_encoder", None)
+        if reader is not None:
+            reader.close()
+            del reader
+        return cast("Lent[LanguageModel, nn.Module]", self._lend("writer", self._load_writer))
+
+    def vision(self) -> Vision:
+        """The language model's eyes."""
+        return cast("Vision", self._lend("vision", self._vision).network)
 
     def transformer(self) -> Lent[Transformer, Block]:
         """The transformer, with the LoRAs."""
@@ -118,7 +143,7 @@ class Networks:
             torch.cuda.empty_cache()
             torch.accelerator.empty_host_cache()
 
-    def _lend(self, name: str, load: Callable[[Plan], Lent[nn.Module, nn.Module]]) -> Lent[nn.Module, nn.Module]:
+    def _lend(self, name: str, load: Callable[[Any], Lent[nn.Module, nn.Module]]) -> Lent[nn.Module, nn.Module]:
         if self._plan is None:
             raise RuntimeError("networks are lent only within a plan")
         if name not in self._held:
@@ -146,6 +171,41 @@ class Networks:
         names = [f"layers.{index}" for index in range(count)]
         stream = Stream(lambda: list(build().layers), names, (), component, self._device, _of(component, self._states))
         return Lent(network, stream.blocks, stream.close, module_bytes(network) + stream.held_bytes)
+
+    def _load_writer(self, plan: WritingPlan) -> Lent[nn.Module, nn.Module]:
+        assert self._writer is not None
+        component, config = self._writer.component, self._writer.config
+
+        def build() -> LanguageModel:
+            make = lambda: LanguageModel(config, norm=True, head=True)  # noqa: E731
+            return build_network(make, component, self._text_dtype, self._text_bits)
+
+        network = build()
+        if plan.keeps_all:
+            fill_module(network, component, self._device)
+            return Lent(network, lambda: network.layers, _nothing, module_bytes(network))
+        network.layers = nn.ModuleList()
+        if not config.tie_word_embeddings:
+            network.register_module("embed_tokens", EmbeddingRows(component, self._text_dtype, self._device))
+        fill_module(network, component, self._device)
+        stream = Stream(
+            lambda: list(build().layers),
+            [f"layers.{index}" for index in range(config.num_layers)],
+            plan.resident_blocks,
+            component,
+            self._device,
+            file_states(component.files),
+            plan.pinned_blocks,
+        )
+        return Lent(network, stream.blocks, stream.close, module_bytes(network) + stream.held_bytes)
+
+    def _vision(self, plan: WritingPlan) -> Lent[nn.Module, nn.Module]:
+        assert self._writer is not None
+        eyes = self._writer.eyes
+        assert eyes is not None
+        network = build_network(lambda: Vision(eyes.config), eyes.component, self._text_dtype, None)
+        fill_module(network, eyes.component, self._device)
+        return Lent(network, tuple, _nothing, module_bytes(network))
 
     def _transformer(self, plan: Plan) -> Lent[nn.Module, nn.Module]:
         if plan.keeps_all:

@@ -61,7 +61,8 @@ PRECISIONS: Mapping[str, tuple[int, Bits | None]] = {
 class Model:
     """What a plan has to know of a model. formats: the layers its files hold in eight bits, by component.
 
-    lora_values: how many values LoRAs keep in memory beside the transformer.
+    lora_values: how many values LoRAs keep in memory beside the transformer. writer_shapes: of all that the
+    language model writes with, where it is kept with that.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Model:
     precision: str
     formats: Mapping[str, Mapping[str, Format]]
     lora_values: int = 0
+    writer_shapes: Mapping[str, Shape] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,11 @@ class Plan:
     pinned_blocks: tuple[int, ...]
     host_bytes: int
     host_memory_bytes: int | None
+
+    @property
+    def work(self) -> str:
+        """What is planned, to begin a sentence with."""
+        return f"{self.model} in {self.precision} at {self.width}x{self.height}"
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -251,11 +258,12 @@ def plan_work(
     """
     if precision not in PRECISIONS:
         raise RequestError(f"There is no precision {precision!r}; choose auto, {', '.join(PRECISIONS)}.")
-    value_bytes, bits = _stored(precision, multiplies_bf16)
-    text_value_bytes, text_bits = _stored(text_precision or precision, multiplies_bf16)
+    value_bytes, bits = stored_values(precision, multiplies_bf16)
+    text_value_bytes, text_bits = stored_values(text_precision or precision, multiplies_bf16)
     layers = max(model.text.layers)
     norm = layers == model.language_model.num_layers
-    text_shapes = language_model_shapes(model.language_model, layers=layers, norm=norm)
+    reading_shapes = language_model_shapes(model.language_model, layers=layers, norm=norm)
+    text_shapes = model.writer_shapes or reading_shapes
     transformer = _sizes(model, "transformer", transformer_shapes(model.transformer), value_bytes, bits)
     transformer = replace(transformer, rest=transformer.rest + model.lora_values * value_bytes)
     text = _sizes(model, "text_encoder", text_shapes, text_value_bytes, text_bits)
@@ -283,14 +291,14 @@ def plan_work(
     if keeps_all:
         resident, peak = order, kept
     else:
-        resident = _residents(transformer.blocks, order, budget.memory - denoising)
-        peak = max(others, denoising + _need(transformer.blocks, resident))
+        resident = residents(transformer.blocks, order, budget.memory - denoising)
+        peak = max(others, denoising + blocks_bytes(transformer.blocks, resident))
     passing = [index for index in order if index not in resident]
     streamed = sum(transformer.blocks[index] for index in passing)
     pinned: tuple[int, ...] = ()
     host_bytes = 0
     if budget.host is not None and not keeps_all:
-        pinned, host_bytes = _pin(transformer.blocks, passing, text.blocks, budget.host)
+        pinned, host_bytes = pin(transformer.blocks, passing, text.blocks, budget.host)
     components = {
         "transformer": _component(transformer.total, streamed),
         "text_encoder": _component(text.total, 0 if keeps_all else text.total - text.rest),
@@ -326,7 +334,7 @@ def plan_work(
     )
 
 
-def _stored(precision: str, multiplies_bf16: bool) -> tuple[int, Bits | None]:
+def stored_values(precision: str, multiplies_bf16: bool) -> tuple[int, Bits | None]:
     value_bytes, bits = PRECISIONS[precision]
     return (value_bytes if bits is None or multiplies_bf16 else PRECISIONS["fp32"][0]), bits
 
@@ -401,26 +409,24 @@ def _ring_bytes(streamed: Sequence[int]) -> int:
     return min(SLOTS, len(streamed)) * max(streamed, default=0)
 
 
-def _need(blocks: Sequence[int], resident: Sequence[int]) -> int:
+def blocks_bytes(blocks: Sequence[int], resident: Sequence[int]) -> int:
     """The bytes of blocks that stay and of the slots for the others."""
     stay = set(resident)
     return sum(blocks[i] for i in stay) + _ring_bytes([size for i, size in enumerate(blocks) if i not in stay])
 
 
 def _needs(blocks: Sequence[int], order: Sequence[int]) -> list[int]:
-    return [_need(blocks, order[:count]) for count in range(len(order) + 1)]
+    return [blocks_bytes(blocks, order[:count]) for count in range(len(order) + 1)]
 
 
-def _residents(blocks: Sequence[int], order: Sequence[int], room: int) -> tuple[int, ...]:
+def residents(blocks: Sequence[int], order: Sequence[int], room: int) -> tuple[int, ...]:
     """As many blocks in this order as fit into `room` bytes with the others' slots; else as many as need the least."""
     needs = _needs(blocks, order)
     fitting = [count for count, need in enumerate(needs) if need <= room]
     return tuple(order[: max(fitting) if fitting else needs.index(min(needs))])
 
 
-def _pin(
-    blocks: Sequence[int], passing: Sequence[int], layers: Sequence[int], room: int
-) -> tuple[tuple[int, ...], int]:
+def pin(blocks: Sequence[int], passing: Sequence[int], layers: Sequence[int], room: int) -> tuple[tuple[int, ...], int]:
     """As many of the passing blocks as `room` bytes of pinned memory can keep, and the bytes that are taken.
 
     The rest, and the language model's layers before, pass through a slab beside each slot. Where even these do not fit,

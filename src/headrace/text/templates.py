@@ -22,6 +22,8 @@ class Template:
 
     removes: text deleted from a prompt, because it would stand for something else. post_processes: the tokenizer's own
     additions, such as a beginning-of-text token, are wanted on top. pad_token: used where the tokenizer names none.
+    opening, system, user, reply: what stands around a conversation in which the model is to answer, its system message
+    and what the user says, and where the answer begins. stops: the tokens that end it.
     """
 
     prefix: str
@@ -29,6 +31,11 @@ class Template:
     removes: str
     post_processes: bool
     pad_token: str
+    opening: str
+    system: tuple[str, str]
+    user: tuple[str, str]
+    reply: str
+    stops: tuple[str, ...]
 
 
 TEMPLATES: dict[Literal["mistral", "qwen"], Template] = {
@@ -38,6 +45,11 @@ TEMPLATES: dict[Literal["mistral", "qwen"], Template] = {
         removes="[IMG]",
         post_processes=False,
         pad_token="<pad>",
+        opening="<s>",
+        system=("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+        user=("[INST]", "[/INST]"),
+        reply="",
+        stops=("</s>",),
     ),
     "qwen": Template(
         prefix="<|im_start|>user\n",
@@ -45,5 +57,10 @@ TEMPLATES: dict[Literal["mistral", "qwen"], Template] = {
         removes="",
         post_processes=True,
         pad_token="<|endoftext|>",
+        opening="",
+        system=("<|im_start|>system\n", "<|im_end|>\n"),
+        user=("<|im_start|>user\n", "<|im_end|>\n"),
+        reply="<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        stops=("<|im_end|>", "<|endoftext|>"),
     ),
 }
