@@ -26,6 +26,7 @@ setup: .venv/setup.stamp
 .venv/dev.stamp: .venv/setup.stamp
 	@echo "Adding what the tests need."
 	@$(INSTALL) -e '.[dev]'
+	@$(INSTALL) --no-deps invisible-watermark # only its weights are used, none of what it depends on
 	@touch $@
 
 demo: setup

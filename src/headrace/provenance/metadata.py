@@ -2,11 +2,13 @@
 
 | file | recipe as JSON (the truth) | recipe for other tools | "made by a model" |
 |---|---|---|---|
-| PNG | iTXt `headrace` | tEXt or iTXt `parameters` | XMP |
-| JPEG, WebP | XMP `headrace:recipe` | EXIF UserComment | XMP, EXIF Software |
+| PNG | iTXt `headrace` | tEXt or iTXt `parameters` | XMP, EXIF Software and Make |
+| JPEG, WebP | XMP `headrace:recipe` | EXIF UserComment | XMP, EXIF Software and Make |
 
 `parameters` is the line that AUTOMATIC1111's web UI writes and most galleries read. The XMP carries IPTC's digital
-source type (https://cv.iptc.org/newscodes/digitalsourcetype/) and AI system properties (IPTC Photo Metadata 2025.1).
+source type (https://cv.iptc.org/newscodes/digitalsourcetype/) and AI system properties (IPTC Photo Metadata 2025.1);
+the EXIF names the program in the tags in which Black Forest Labs' own command line does. A private file has neither
+recipe nor model, only the statement that it was made by a model.
 """
 
 from __future__ import annotations
@@ -36,13 +38,18 @@ from headrace.recipe import LoraRecord, Recipe
 if TYPE_CHECKING:
     from PIL import Image
 
-DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+DIGITAL_SOURCE_TYPE = _SOURCE_TYPES + "trainedAlgorithmicMedia"
+EDITED_SOURCE_TYPE = _SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"
 MAX_RECIPE_BYTES = 2**20
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _NAMESPACE = "urn:headrace:recipe:1#"
+_IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _TEXT_KEY = "headrace"
+_PNG_XMP = "XML:com.adobe.xmp"
 
+_EXIF_MAKE = 0x010F
 _EXIF_SOFTWARE = 0x0131
 _EXIF_IFD = 0x8769
 _EXIF_USER_COMMENT = 0x9286
@@ -65,12 +72,30 @@ def save_picture(image: Image.Image, recipe: Recipe, path: str | os.PathLike[str
 def encode_with_recipe(image: Image.Image, recipe: Recipe, file_format: str) -> bytes:
     """The bytes of a picture file with its recipe inside; `file_format` is PNG, JPEG or WEBP."""
     document = _to_json(recipe.as_dict())
+    exif = _exif(recipe)
     if file_format == "PNG":
-        return encode_picture(image, file_format, {"pnginfo": _png_text(recipe, document)})
+        return encode_picture(image, file_format, {"pnginfo": _png_text(recipe, document), "exif": exif})
     if file_format == "JPEG":
         _check_room_in_jpeg(document)
-    exif = _exif(recipe, limit=_JPEG_TEXT_BYTES if file_format == "JPEG" else MAX_RECIPE_BYTES)
+    _add_parameters(exif, recipe, limit=_JPEG_TEXT_BYTES if file_format == "JPEG" else MAX_RECIPE_BYTES)
     return encode_picture(image, file_format, {"exif": exif, "xmp": _xmp(recipe, document).encode()})
+
+
+def encode_without_recipe(image: Image.Image, recipe: Recipe, file_format: str) -> bytes:
+    """The same with no more inside than that a model made it."""
+    from PIL.PngImagePlugin import PngInfo
+
+    packet = _packet(source_type(recipe), {}, recipe.version)
+    if file_format != "PNG":
+        return encode_picture(image, file_format, {"exif": _exif(recipe), "xmp": packet.encode()})
+    text = PngInfo()
+    text.add_itxt(_PNG_XMP, packet)
+    return encode_picture(image, file_format, {"pnginfo": text, "exif": _exif(recipe)})
+
+
+def source_type(recipe: Recipe) -> str:
+    """IPTC's digital source type: made by a model, or a picture of which a model made parts."""
+    return DIGITAL_SOURCE_TYPE if recipe.edit is None else EDITED_SOURCE_TYPE
 
 
 def check_prompt_fits(prompt: str, path: str | os.PathLike[str]) -> None:
@@ -92,10 +117,17 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     Raises RequestError where the file is no such picture, carries no recipe, or one that was damaged.
     """
     name = f"picture {path}"
-    image = open_bounded(read_file(Path(path), "picture", MAX_FILE_BYTES), name)
+    recipe = recipe_of(open_bounded(read_file(Path(path), "picture", MAX_FILE_BYTES), name), name)
+    if recipe is None:
+        raise RequestError(f"The {name} carries no Headrace recipe; it was made or rewritten by something else.")
+    return recipe
+
+
+def recipe_of(image: Image.Image, name: str) -> Recipe | None:
+    """The recipe in an opened picture, or None; `name` is what errors call it. Raises RequestError where damaged."""
     document = _embedded_json(image, name)
     if document is None:
-        raise RequestError(f"The {name} carries no Headrace recipe; it was made or rewritten by something else.")
+        return None
     if len(document) > MAX_RECIPE_BYTES:
         raise RequestError(f"The recipe in the {name} is larger than {MAX_RECIPE_BYTES // 2**20} MiB.")
     try:
@@ -105,6 +137,18 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     if not isinstance(values, dict):
         raise RequestError(f"The recipe in the {name} is damaged: it is not a JSON object.")
     return Recipe.from_dict(values)
+
+
+def source_type_of(image: Image.Image) -> str | None:
+    """The IPTC digital source type that an opened picture, whoever made it, states in its XMP; None without one."""
+    packet = image.info.get("xmp") or image.info.get(_PNG_XMP)
+    text = packet.decode(errors="replace") if isinstance(packet, bytes) else packet
+    if not isinstance(text, str):
+        return None
+    try:
+        return _property_in_xmp(text[: 2 * MAX_RECIPE_BYTES], f"{{{_IPTC}}}DigitalSourceType")
+    except ElementTree.ParseError:
+        return None
 
 
 def parameters_text(recipe: Recipe) -> str:
@@ -147,22 +191,26 @@ def _png_text(recipe: Recipe, document: str) -> Any:
     text = PngInfo()
     text.add_text("parameters", _printable(parameters_text(recipe)))
     text.add_itxt(_TEXT_KEY, document)
-    text.add_itxt("XML:com.adobe.xmp", _xmp(recipe, None))
+    text.add_itxt(_PNG_XMP, _xmp(recipe, None))
     return text
 
 
-def _exif(recipe: Recipe, limit: int) -> Image.Exif:
+def _exif(recipe: Recipe) -> Image.Exif:
     from PIL import Image
 
+    exif = Image.Exif()
+    exif[_EXIF_SOFTWARE] = f"headrace {recipe.version}; AI generated"
+    exif[_EXIF_MAKE] = "Headrace"
+    return exif
+
+
+def _add_parameters(exif: Image.Exif, recipe: Recipe, limit: int) -> None:
     text = _printable(parameters_text(recipe))
     if len(text.encode("utf-16-be")) > limit:
         prompt, values = text.rsplit("\n", 1)
         # Every character takes at most four bytes.
         text = prompt[: limit // 4 - len(values) - 4] + "...\n" + values
-    exif = Image.Exif()
-    exif[_EXIF_SOFTWARE] = f"headrace {recipe.version}; AI generated"
     exif.get_ifd(_EXIF_IFD)[_EXIF_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
-    return exif
 
 
 def _printable(text: str) -> str:
@@ -171,30 +219,34 @@ def _printable(text: str) -> str:
 
 
 def _xmp(recipe: Recipe, document: str | None) -> str:
-    return _packet(recipe.model, recipe.model_hash, recipe.version, document)
+    properties = _system(recipe.model, recipe.model_hash)
+    if document is not None:
+        properties["headrace:recipe"] = document
+    return _packet(source_type(recipe), properties, recipe.version)
 
 
 def generated_xmp(model: str, model_hash: str) -> str:
     """The statement that a model made a picture, for one that has no recipe, as XMP."""
-    return _packet(model, model_hash, __version__, None)
+    return _packet(DIGITAL_SOURCE_TYPE, _system(model, model_hash), __version__)
 
 
-def _packet(model: str, model_hash: str, version: str, document: str | None) -> str:
+def _system(model: str, model_hash: str) -> dict[str, str]:
+    return {"Iptc4xmpExt:AISystemUsed": model, "Iptc4xmpExt:AISystemVersionUsed": model_hash}
+
+
+def _packet(source: str, properties: Mapping[str, str], version: str) -> str:
     properties = {
-        "Iptc4xmpExt:DigitalSourceType": DIGITAL_SOURCE_TYPE,
-        "Iptc4xmpExt:AISystemUsed": model,
-        "Iptc4xmpExt:AISystemVersionUsed": model_hash,
+        "Iptc4xmpExt:DigitalSourceType": source,
         "xmp:CreatorTool": f"headrace {version}",
+        **properties,
     }
-    if document is not None:
-        properties["headrace:recipe"] = document
     body = "".join(
         f"<{name}>{html.escape(_printable(value), quote=False)}</{name}>" for name, value in properties.items()
     )
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"><rdf:Description rdf:about=""'
-        ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:xmp="http://ns.adobe.com/xap/1.0/"'
+        f' xmlns:Iptc4xmpExt="{_IPTC}" xmlns:xmp="http://ns.adobe.com/xap/1.0/"'
         f' xmlns:headrace="{_NAMESPACE}">{body}</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
     )
 
@@ -207,15 +259,14 @@ def _embedded_json(image: Image.Image, name: str) -> str | None:
     if not isinstance(packet, bytes):
         return None
     try:
-        return _recipe_in_xmp(packet[: 2 * MAX_RECIPE_BYTES].decode())
+        return _property_in_xmp(packet[: 2 * MAX_RECIPE_BYTES].decode(), f"{{{_NAMESPACE}}}recipe")
     except (UnicodeDecodeError, ElementTree.ParseError) as error:
         raise RequestError(f"The XMP in the {name} is damaged, and with it the recipe.") from error
 
 
-def _recipe_in_xmp(packet: str) -> str | None:
+def _property_in_xmp(packet: str, tag: str) -> str | None:
     if "<!DOCTYPE" in packet:  # XMP has none, and with it come entities that grow without bound
         return None
-    tag = f"{{{_NAMESPACE}}}recipe"
     for element in ElementTree.fromstring(packet.strip("\ufeff\0 \n")).iter():
         if element.tag == tag:
             return element.text or ""
