@@ -25,7 +25,7 @@ setup: .venv/setup.stamp
 
 .venv/dev.stamp: .venv/setup.stamp
 	@echo "Adding what the tests need."
-	@$(INSTALL) -e '.[dev]'
+	@$(INSTALL) -e '.[dev,serve]'
 	@$(INSTALL) --no-deps invisible-watermark # only its weights are used, none of what it depends on
 	@touch $@
 

@@ -6,10 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from served import Served
 
 # The networks here are so small that threads only wait for each other, above all on a machine with other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -57,3 +61,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return folders[kind]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with sprite and a key without limits, for all tests that do not stop it."""
+    from served import cli, serving
+
+    data = tmp_path_factory.mktemp("served")
+    (data / "words").write_text("forbidden | 3\n")
+    key = cli("keys", "add", "tests", "--active", "1000", "--data", str(data)).strip()
+    with serving("--internal-urls", "--blocklist", str(data / "words"), data=data) as server:
+        server.key = key
+        yield server

@@ -30,6 +30,7 @@ HOUSE = [
     {"doctor", "world", "bench"},
     {"train", "evals"},
     {"comfy"},
+    {"server"},
     {"cli"},
     {"__main__"},
 ]
@@ -76,6 +77,8 @@ def test_importing_headrace_is_light() -> None:
         ["run", "none.json", "--to-api"],
         ["bench", "decoder", "--help"],
         ["train", "--help"],
+        ["serve", "--help"],
+        ["keys", "list", "--help"],
         ["no-such-command"],
     ],
 )
