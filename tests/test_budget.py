@@ -62,7 +62,10 @@ def entries_of(component: Component) -> list[TensorEntry]:
     return [*component.tensors.values(), *parts]
 
 
-@pytest.mark.parametrize(("precision", "stored"), [("bf16", {"BF16"}), ("fp8", {"F8_E4M3", "BF16", "F32"})])
+@pytest.mark.parametrize(
+    ("precision", "stored"),
+    [("bf16", {"BF16"}), ("fp8", {"F8_E4M3", "BF16", "F32"}), ("int8", {"I8", "BF16", "F32"})],
+)
 def test_a_random_checkpoint_has_the_shapes_and_opens(tmp_path: Path, precision: str, stored: set[str]) -> None:
     model = reduced(128, 1, 2, 64)
     total = write_checkpoint(model, tmp_path / "model", precision, shard_bytes=200_000)

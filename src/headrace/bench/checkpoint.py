@@ -24,18 +24,19 @@ from headrace.checkpoints.export import autoencoder_settings, transformer_settin
 from headrace.checkpoints.headers import DTYPE_BITS, Shape
 from headrace.checkpoints.layouts import AUTOENCODER_RULES, TRANSFORMER_RULES, to_diffusers
 from headrace.checkpoints.load import TORCH_DTYPES
-from headrace.checkpoints.quantised import scale_name
+from headrace.checkpoints.quantised import header_notes, note_of, scale_name
 from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
 from headrace.checkpoints.write import TensorFile
 from headrace.errors import RequestError
 from headrace.nn.config import LanguageModelConfig
-from headrace.quant.formats import block_linears
+from headrace.quant.formats import FP8, INT8, Format, block_linears
 
 SHARD_BYTES = 5 * 10**9
 NETWORKS = ("transformer", "vae", "text_encoder")
 DRAWN = 2**22
 
 STORED = {"fp32": "F32", "bf16": "BF16", "fp8": "F8_E4M3", "int8": "I8"}
+FORMATS: Mapping[str, Format] = {"F8_E4M3": FP8, "I8": INT8}
 LARGEST = {"F8_E4M3": 448.0, "I8": 127.0}
 # Of codes for values of deviation 1, of which the largest in a row is about 4.
 CODE_SCALES = {dtype: 4 / largest for dtype, largest in LARGEST.items()}
@@ -150,7 +151,9 @@ def _write_shards(folder: Path, stem: str, tensors: Mapping[str, _Stored], drawn
     for number, shard in enumerate(shards, start=1):
         file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else f"{stem}.safetensors"
         weight_map.update(dict.fromkeys(shard, file))
-        with TensorFile(folder / file, {name: (t.dtype, t.shape) for name, t in shard.items()}, {}) as written:
+        coded = {name.removesuffix(".weight"): t for name, t in shard.items() if t.dtype in FORMATS}
+        notes = header_notes({layer: note_of(FORMATS[t.dtype], t.shape[1]) for layer, t in coded.items()})
+        with TensorFile(folder / file, {name: (t.dtype, t.shape) for name, t in shard.items()}, notes) as written:
             for name, tensor in shard.items():
                 for first, values in _values(tensor, drawn):
                     written.write(name, first, values)

@@ -34,12 +34,12 @@ from headrace.checkpoints.lora_choice import ChosenLora, LoraChoice, choose_lora
 from headrace.checkpoints.merge import MergedTensors, merged_layers
 from headrace.checkpoints.open import find_source
 from headrace.checkpoints.quantised import (
-    METADATA,
     REGULAR_SIZES,
-    ROTATED_INT8,
     SCALE,
     find_quantised,
+    header_notes,
     layer_formats,
+    note_of,
 )
 from headrace.checkpoints.recognise import recognise
 from headrace.checkpoints.shapes import autoencoder_shapes, transformer_shapes
@@ -63,7 +63,6 @@ from headrace.quant.formats import (
     Split,
     block_linears,
     choose_formats,
-    rotation_size,
 )
 
 OutputLayout = Literal["bfl", "diffusers", "comfy"]
@@ -95,20 +94,8 @@ class _Tensor:
     @property
     def note(self) -> dict[str, object]:
         """How the header, or a tensor beside this one, describes its format."""
-        match self.form:
-            case Int8(rotation="sylvester"):
-                return {"format": ROTATED_INT8, "rotation": rotation_size(self.assembly.shape[1], self.form)}
-            case Int8(rotation="regular", size=size):
-                return {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": size}
-            case Int8():
-                return {"format": "int8_tensorwise"}
-            case Fp8(codes="F8_E5M2"):
-                return {"format": "float8_e5m2"}
-            case Nvfp4():
-                return {"format": "nvfp4"}
-            case Mxfp8():
-                return {"format": "mxfp8"}
-        return {"format": "float8_e4m3fn"}
+        assert self.form is not None
+        return note_of(self.form, self.assembly.shape[1])
 
     def entries(self, noted: bool) -> dict[str, tuple[str, Shape]]:
         """Dtype and shape of what is written: the tensor, or the parts of its format and ComfyUI's note."""
@@ -213,10 +200,7 @@ class _File:
     def planned(self, folder: Path) -> TensorFile:
         entries = {name: entry for tensor in self.tensors for name, entry in tensor.entries(self.noted).items()}
         layers = {tensor.layer: tensor.note for tensor in self.tensors if tensor.form is not None}
-        metadata = {"format": "pt"}
-        if layers:
-            metadata[METADATA] = json.dumps({"format_version": "1.0", "layers": layers})
-        return TensorFile(folder / self.path, entries, metadata)
+        return TensorFile(folder / self.path, entries, {"format": "pt", **header_notes(layers)})
 
     def pieces(self, stored: StoredTensors) -> Iterator[tuple[str, int, Tensor]]:
         for tensor in self.tensors:

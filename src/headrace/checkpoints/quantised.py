@@ -162,6 +162,29 @@ def scale_name(weight: str) -> str:
     return f"{weight.removesuffix('.weight')}.{SCALE}"
 
 
+def note_of(form: Format, width: int) -> dict[str, object]:
+    """How a header, or a tensor beside a layer, describes the format of its weights. width: of their rows."""
+    match form:
+        case Int8(rotation="sylvester"):
+            return {"format": ROTATED_INT8, "rotation": rotation_size(width, form)}
+        case Int8(rotation="regular", size=size):
+            return {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": size}
+        case Int8():
+            return {"format": "int8_tensorwise"}
+        case Fp8(codes="F8_E5M2"):
+            return {"format": "float8_e5m2"}
+        case Nvfp4():
+            return {"format": "nvfp4"}
+        case Mxfp8():
+            return {"format": "mxfp8"}
+    return {"format": "float8_e4m3fn"}
+
+
+def header_notes(notes: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """What a header has to say where layers are described in it, by their names."""
+    return {METADATA: json.dumps({"format_version": "1.0", "layers": notes})} if notes else {}
+
+
 class _Notes:
     """What is said of layers beside their tensors."""
 
@@ -215,11 +238,14 @@ class _Notes:
 
     @cached_property
     def _described(self) -> Mapping[str, object]:
-        try:
-            layers = json.loads(self._weights.metadata.get(METADATA, "{}")).get("layers", {})
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise RequestError(f"{self.source} is damaged: {METADATA} in its header is not valid JSON.") from error
-        return layers if isinstance(layers, dict) else {}
+        described: dict[str, object] = {}
+        for header in self._weights.headers:  # every shard describes its own layers
+            try:
+                layers = json.loads(header.get(METADATA, "{}")).get("layers", {})
+            except (ValueError, AttributeError, RecursionError) as error:
+                raise RequestError(f"{self.source} is damaged: {METADATA} in its header is not valid JSON.") from error
+            described |= layers if isinstance(layers, dict) else {}
+        return described
 
 
 def _matrix(notes: _Notes, layer: str, own: Mapping[str, TensorEntry]) -> Matrix | None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,21 @@ MAX_SHARDS = 1000
 
 @dataclass(frozen=True)
 class Weights:
-    """Every tensor of some files. `absent`: names an index puts into a shard that is not there, and that shard."""
+    """Every tensor of some files. `absent`: names an index puts into a shard that is not there, and that shard.
+
+    headers: what each of the files says of itself.
+    """
 
     source: Path
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorEntry]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    absent: Mapping[str, Path] = field(default_factory=dict)
+    headers: tuple[Mapping[str, str], ...]
+    absent: Mapping[str, Path]
+
+    @cached_property
+    def metadata(self) -> Mapping[str, str]:
+        """What the files say of themselves; of what several say differently, the last one's."""
+        return {name: text for header in self.headers for name, text in header.items()}
 
 
 def expanded(path: str | Path) -> Path:
@@ -118,12 +127,12 @@ def _of_index(index: Path) -> Weights:
 
 def _of_files(source: Path, files: tuple[Path, ...], absent: Mapping[str, Path]) -> Weights:
     tensors: dict[str, TensorEntry] = {}
-    metadata: dict[str, str] = {}
+    headers: list[Mapping[str, str]] = []
     for file in files:
         header = read_gguf_header(file) if is_gguf(file) else read_header(file)
         for name, entry in header.tensors.items():
             if name in tensors:
                 raise RequestError(f"{file} and {tensors[name].file.name} both hold {name!r}.")
             tensors[name] = entry
-        metadata.update(header.metadata)
-    return Weights(source, files, tensors, metadata, absent)
+        headers.append(header.metadata)
+    return Weights(source, files, tensors, tuple(headers), absent)
