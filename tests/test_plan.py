@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import headrace
 from allocations import Allocations
 from conftest import Run
 from headrace.catalog import KLEIN_4B_TRANSFORMER, PUBLISHED, QWEN3_4B, TEXT_ENCODERS
+from headrace.checkpoints.convert import convert
 from headrace.checkpoints.shapes import autoencoder_shapes, language_model_shapes, transformer_shapes
 from headrace.errors import RequestError
 from headrace.flow.latents import text_positions
@@ -317,6 +319,24 @@ def test_a_plan_of_a_folder_is_made_from_its_files(tiny_model: Callable[[str], P
     assert plan.fits
 
 
+@pytest.mark.parametrize(
+    ("precision", "text_precision"), [("auto", None), ("fp8", None), ("fp32", "auto"), ("auto", "int8")]
+)
+def test_every_network_is_planned_in_the_precision_it_is_run_in(
+    tiny_model: Callable[[str], Path], tmp_path: Path, precision: str, text_precision: str | None
+) -> None:
+    """Of a model whose transformer alone is stored in eight bits, as published files often are."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("klein"), folder)
+    shutil.rmtree(folder / "transformer")
+    convert(tiny_model("klein") / "transformer", folder / "transformer", "fp8", "diffusers")
+    pipe = headrace.load(folder, device="cpu", precision=precision, text_precision=text_precision)
+    pipe.generate("a", size="64x64", steps=1)
+    plan = headrace.plan(folder, memory="100GB", size="64x64", precision=precision, text_precision=text_precision)
+    assert (plan.precision, plan.text_precision) == (pipe.precision, pipe.text_precision)
+    assert pipe.held_bytes == pytest.approx(plan.resident_bytes, abs=16)
+
+
 def test_the_command_prints_json(headrace: Run) -> None:
     result = json.loads(
         headrace("plan", "dev", "--memory", "12GB", "--size", "1024x1024", "--refs", "2", "--json").stdout
@@ -346,7 +366,9 @@ def test_the_command_prints_a_row_for_every_precision(headrace: Run) -> None:
         ["klein-4b", "--memory", "12"],
         ["klein-4b", "--size", "100x100"],
         ["klein-4b", "--precision", "fp4"],
+        ["klein-4b", "--text-precision", "fp4"],
         ["klein-4b", "--refs", "-1"],
+        ["klein-4b", "--refs", "11"],
         ["no-such-model"],
     ],
 )

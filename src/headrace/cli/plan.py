@@ -29,6 +29,7 @@ COMPONENTS = {"transformer": "transformer", "text_encoder": "text encoder", "aut
 @click.option(
     "--precision", metavar="NAME", help="auto, fp32, bf16, fp8, int8 or stored. Default: a row for each that differs."
 )
+@click.option("--text-precision", metavar="NAME", help="The text encoder's. Default: as --precision.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON instead.")
 def plan(
     model: str,
@@ -38,6 +39,7 @@ def plan(
     references: int,
     loras: tuple[str, ...],
     precision: str | None,
+    text_precision: str | None,
     as_json: bool,
 ) -> None:
     """Say what a picture with MODEL needs, and how it fits into memory, before anything is downloaded or loaded.
@@ -62,6 +64,7 @@ def plan(
             size=size,
             references=references,
             precision=name,
+            text_precision=text_precision,
             loras=loras,
         )
 

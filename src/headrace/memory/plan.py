@@ -61,8 +61,9 @@ PRECISIONS: Mapping[str, tuple[int, Bits | None]] = {
 class Model:
     """What a plan has to know of a model. formats: the layers its files hold in eight bits, by component.
 
-    lora_values: how many values LoRAs keep in memory beside the transformer. writer_shapes: of all that the
-    language model writes with, where it is kept with that.
+    precision: what the transformer is run in where none is named. text_codes: the precision of the text encoder's
+    files, where their weights are codes. lora_values: how many values LoRAs keep in memory beside the transformer.
+    writer_shapes: of all that the language model writes with, where it is kept with that.
     """
 
     name: str
@@ -72,7 +73,9 @@ class Model:
     language_model: LanguageModelConfig
     text: TextSettings
     default_size: tuple[int, int]
+    reference_limit: int
     precision: str
+    text_codes: str | None
     formats: Mapping[str, Mapping[str, Format]]
     lora_values: int = 0
     writer_shapes: Mapping[str, Shape] | None = None
@@ -132,6 +135,7 @@ class Plan:
 
     model: str
     precision: str
+    text_precision: str
     width: int
     height: int
     references: int
@@ -170,18 +174,22 @@ def plan(
     size: str | tuple[int, int] | None = None,
     references: int = 0,
     precision: str = "auto",
+    text_precision: str | None = None,
     loras: Sequence[LoraChoice] = (),
 ) -> Plan:
     """What one picture with so many references of 1 MP needs. The published models need no files for it.
 
     model: as for `headrace.load`. memory: the budget (default: what is free less a tenth). host_memory: where given,
-    a GPU computes: `memory` is its memory, and blocks are streamed from so much of the host's. loras: as for
-    `Pipeline.generate`. Raises RequestError for a model, size, precision or amount that cannot be.
+    a GPU computes: `memory` is its memory, and blocks are streamed from so much of the host's. precision,
+    text_precision: as for `headrace.load`. loras: as for `Pipeline.generate`. Raises RequestError for a model, size,
+    number of references, precision or amount that cannot be.
     """
     known = describe(model)
     known = replace(known, lora_values=lora_values(choose_loras(loras, known.transformer, known.name)))
-    chosen = known.default_size if size is None else size
-    width, height = parse_size(chosen) if isinstance(chosen, str) else check_size(*chosen)
+    wanted = known.default_size if size is None else size
+    width, height = parse_size(wanted) if isinstance(wanted, str) else check_size(*wanted)
+    if not 0 <= references <= known.reference_limit:
+        raise RequestError(f"{references} references cannot be; {known.name} takes up to {known.reference_limit}.")
     work = Work(width, height, (REFERENCE_SIZE,) * references, guided=known.variant == "klein-base")
     gpu = host_memory is not None
     process = CONTEXT_BYTES if gpu else process_bytes(work)
@@ -190,7 +198,11 @@ def plan(
         process=process,
         host=None if host_memory is None else parse_bytes(host_memory),
     )
-    return plan_work(known, [work], budget, known.precision if precision == "auto" else precision)
+    chosen = known.precision if precision == "auto" else precision
+    text_chosen = text_precision or precision
+    if text_chosen == "auto":
+        text_chosen = known.text_codes or ("fp32" if chosen == "fp32" else "bf16")
+    return plan_work(known, [work], budget, chosen, text_chosen)
 
 
 def process_bytes(work: Work) -> int:
@@ -215,7 +227,9 @@ def describe(model: str | Path) -> Model:
                 published.text_encoder.config,
                 published.text_encoder.settings,
                 published.default_size,
+                published.reference_limit,
                 "bf16",
+                None,
                 {},
             )
     return describe_checkpoint(open_checkpoint(model))
@@ -223,6 +237,7 @@ def describe(model: str | Path) -> Model:
 
 def describe_checkpoint(checkpoint: Checkpoint, loras: Sequence[ChosenLora] = ()) -> Model:
     """What a plan has to know of an opened checkpoint, and of LoRAs for it."""
+    stored, text = checkpoint.precision, checkpoint.text_precision
     return Model(
         checkpoint.name,
         checkpoint.variant,
@@ -231,7 +246,9 @@ def describe_checkpoint(checkpoint: Checkpoint, loras: Sequence[ChosenLora] = ()
         checkpoint.language_model_config,
         checkpoint.text,
         checkpoint.default_size,
-        checkpoint.precision if checkpoint.precision in PRECISIONS else "bf16",
+        checkpoint.reference_limit,
+        stored if stored in PRECISIONS else "bf16",
+        text if text in PRECISIONS and PRECISIONS[text][1] is not None else None,
         {"transformer": checkpoint.transformer.formats, "text_encoder": checkpoint.language_model.formats},
         lora_values(loras),
     )
@@ -256,10 +273,12 @@ def plan_work(
 
     Where the budget is too small, `fits` is false and the figures are those of the smallest that works.
     """
-    if precision not in PRECISIONS:
-        raise RequestError(f"There is no precision {precision!r}; choose auto, {', '.join(PRECISIONS)}.")
+    text_precision = text_precision or precision
+    for name in (precision, text_precision):
+        if name not in PRECISIONS:
+            raise RequestError(f"There is no precision {name!r}; choose auto, {', '.join(PRECISIONS)}.")
     value_bytes, bits = stored_values(precision, multiplies_bf16)
-    text_value_bytes, text_bits = stored_values(text_precision or precision, multiplies_bf16)
+    text_value_bytes, text_bits = stored_values(text_precision, multiplies_bf16)
     layers = max(model.text.layers)
     norm = layers == model.language_model.num_layers
     reading_shapes = language_model_shapes(model.language_model, layers=layers, norm=norm)
@@ -312,6 +331,7 @@ def plan_work(
     return Plan(
         model=model.name,
         precision=precision,
+        text_precision=text_precision,
         width=work.width,
         height=work.height,
         references=len(work.references),
