@@ -26,6 +26,7 @@ HOUSE = [
     {"editing"},
     {"request"},
     {"pipeline"},
+    {"reproduction"},
     {"chat"},
     {"doctor", "world", "bench"},
     {"train", "evals"},

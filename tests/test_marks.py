@@ -82,7 +82,7 @@ def test_words_differ_in_24_bits_and_nothing_simple_is_one() -> None:
 
 
 @given(st.integers(0, 2**16 - 1), st.sets(st.integers(0, 63), max_size=11))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 def test_eleven_wrong_bits_are_corrected(identifier: int, wrong: set[int]) -> None:
     bits = payload.encode(identifier)
     bits[list(wrong)] ^= True
@@ -128,6 +128,15 @@ def test_small_pictures_and_drawings_carry_one() -> None:
     found = read_watermark(embed_watermark(drawing(), 3))
     assert found is not None
     assert found.identifier == 3
+
+
+@watermarks
+def test_a_picture_in_which_it_does_not_hold_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.provenance.watermark._CORRECTIONS", 0)
+    made = mark(drawing(), RECIPE, "PNG")
+    assert made.identifier is None
+    assert "does not hold" in made.notes[0]
+    assert np.array_equal(np.asarray(opened(made.data)), np.asarray(drawing()))
 
 
 @pytest.mark.parametrize(("size", "word"), [((96, 96), "small"), ((1024, 64), "narrow")])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headrace.memory.plan import Plan, plan
     from headrace.pipeline import Picture, Pipeline, Step, load
     from headrace.recipe import Recipe
+    from headrace.reproduction import Reproduction, reproduce
 
 __version__ = "0.1.0"
 
@@ -25,11 +26,13 @@ __all__ = [
     "Pipeline",
     "Plan",
     "Recipe",
+    "Reproduction",
     "RequestError",
     "Step",
     "inspect",
     "load",
     "plan",
+    "reproduce",
 ]
 
 _MODULE_OF = {
@@ -37,10 +40,12 @@ _MODULE_OF = {
     "Pipeline": "headrace.pipeline",
     "Plan": "headrace.memory.plan",
     "Recipe": "headrace.recipe",
+    "Reproduction": "headrace.reproduction",
     "Step": "headrace.pipeline",
     "inspect": "headrace.checkpoints.inspect",
     "load": "headrace.pipeline",
     "plan": "headrace.memory.plan",
+    "reproduce": "headrace.reproduction",
 }
 
 

@@ -13,6 +13,7 @@ import click
 
 from headrace.cli.editing import editing_options, report_references, report_source
 from headrace.cli.graphics import step_viewer
+from headrace.cli.marking import marking_options
 from headrace.cli.options import device_options
 from headrace.cli.prompts import STANDARD, prompt_argument, read_prompt
 from headrace.cli.terminal import is_terminal, printable, progress_bar
@@ -20,8 +21,8 @@ from headrace.cli.upsampling import Upsampling, check_after, check_before, rewri
 from headrace.errors import RequestError
 from headrace.memory.process import peak_bytes
 from headrace.memory.sizes import parse_bytes
-from headrace.pictures import check_output
-from headrace.provenance.metadata import check_prompt_fits, encode_with_recipe
+from headrace.pictures import check_output, picture_format, write_file
+from headrace.provenance.metadata import check_prompt_fits
 from headrace.recipe import (
     check_count,
     check_guidance,
@@ -34,6 +35,7 @@ from headrace.recipe import (
 
 if TYPE_CHECKING:
     from headrace.cli.editing import OpenedReference
+    from headrace.cli.marking import Marking
     from headrace.pipeline import Picture, Step
 
 _FILE = click.Path(path_type=Path)
@@ -57,6 +59,7 @@ _FILE = click.Path(path_type=Path)
     metavar="FILE",
     help="A reference picture. Given again for more: image 1, image 2, ... of the prompt, in this order.",
 )
+@marking_options
 @editing_options
 @upsampling_options
 @click.option(
@@ -108,6 +111,7 @@ def generate(
     output: Path | None,
     prompt_file: Path | None,
     references: list[OpenedReference],
+    marking: Marking,
     editing: dict[str, Any],
     upsampling: Upsampling,
     loras: tuple[str, ...],
@@ -155,7 +159,7 @@ def generate(
     if output == STANDARD and sys.stdout is None:
         raise RequestError("Standard output is closed; name a file with -o.")
     targets = {seed: _target(output, seed, count) for seed in seeds}
-    if output not in (None, STANDARD):
+    if output not in (None, STANDARD) and not marking.private:
         check_prompt_fits(text, output)
 
     started = time.monotonic()
@@ -189,7 +193,7 @@ def generate(
 
     references_seen = [picture for _, picture in references]
     given, text = text, rewritten(text, upsampling, pipeline, references_seen, first)
-    if output not in (None, STANDARD):
+    if output not in (None, STANDARD) and not marking.private:
         check_prompt_fits(text, output)
     if upsampling.checked:
         check_before(pipeline, text, references_seen)
@@ -231,7 +235,7 @@ def generate(
                 report_references(references, recipe.references)
                 if recipe.edit is not None:
                     report_source(recipe.edit, editing["image"].size)
-            target = _write(picture, targets[recipe.seed])
+            target = _write(picture, targets[recipe.seed], marking)
             writing += time.monotonic() - made
             images.append({"path": str(target), "seed": recipe.seed, "width": recipe.width, "height": recipe.height})
             if target == STANDARD:
@@ -263,8 +267,12 @@ def _unused(path: Path) -> Path:
     return candidate
 
 
-def _write(picture: Picture, target: Path) -> Path:
-    if target != STANDARD:
-        return picture.save(target)
-    sys.stdout.buffer.write(encode_with_recipe(picture.image, picture.recipe, "PNG"))
+def _write(picture: Picture, target: Path, marking: Marking) -> Path:
+    data, notes = marking.encode(picture, "PNG" if target == STANDARD else picture_format(target))
+    for note in notes:
+        click.echo(note, err=True)
+    if target == STANDARD:
+        sys.stdout.buffer.write(data)
+    else:
+        write_file(target, data)
     return target

@@ -20,6 +20,8 @@ COMMANDS = {
     "generate": "Make pictures from a prompt, and from reference pictures.",
     "chat": "Make pictures line by line, each from a prompt and from those before it.",
     "upsample": "Rewrite a prompt into a richer one.",
+    "verify": "Say where a picture came from, and what of that holds.",
+    "reproduce": "Make a picture again from the recipe in its file, and compare.",
     "pose": "Draw the pose of people from keypoints or a photo.",
     "plan": "Say what a model needs and how it fits into memory, before anything is loaded.",
     "models": "List the models Headrace knows, with sizes and licences.",

@@ -25,7 +25,14 @@ WATERMARK_ALGORITHM = "headrace.rivagan.1"
 
 FINGERPRINT_ALGORITHM = "io.iscc.v0"
 
-MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+MEDIA_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "WEBP": "image/webp",
+    "AVIF": "image/avif",
+    "GIF": "image/gif",
+    "TIFF": "image/tiff",
+}
 
 _CREATED, _OPENED, _EDITED, _WATERMARKED = "c2pa.created", "c2pa.opened", "c2pa.edited", "c2pa.watermarked.bound"
 _UNTRUSTED = "signingCredential.untrusted"
@@ -37,7 +44,7 @@ _SETTINGS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A PNG, JPEG or WebP file from which a picture was made: its bytes and title; edited: it is what was edited."""
+    """A file from which a picture was made: its bytes, format (of `MEDIA_TYPES`) and title; whether it was edited."""
 
     data: bytes
     file_format: str

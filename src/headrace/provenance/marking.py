@@ -14,7 +14,7 @@ from headrace.provenance.credentials import Ingredient, sign_picture
 from headrace.provenance.fingerprint import fingerprint
 from headrace.provenance.metadata import encode_with_recipe, encode_without_recipe
 from headrace.provenance.payload import IDENTIFIER_BITS
-from headrace.provenance.watermark import check_markable, embed_watermark
+from headrace.provenance.watermark import check_markable, embed_watermark, read_watermark
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,11 +50,11 @@ def mark(
 ) -> Marked:
     """The picture as a file: with a watermark, with its recipe inside, and signed.
 
-    file_format: PNG, JPEG or WEBP. watermark: leave it out when False; a picture that is too small for one goes without
-    it, which a note says. identifier: of the watermark, 0 to 65,535; by default the recipe's (`recipe_identifier`), or
-    a random one where it is private. private: neither prompt, model nor any other part of the recipe is written.
-    signer: nothing is signed without one. ingredients: the files that the recipe's source and references came from; the
-    signature covers them.
+    file_format: PNG, JPEG or WEBP. watermark: leave it out when False; a picture that is too small for one, or from
+    which it cannot be read again, goes without it, which a note says. identifier: of the watermark, 0 to 65,535; by
+    default the recipe's (`recipe_identifier`), or a random one where it is private. private: neither prompt, model nor
+    any other part of the recipe is written. signer: nothing is signed without one. ingredients: the files that the
+    recipe's source and references came from; the signature covers them.
 
     Raises RequestError where the extra `provenance` is missing or the recipe is too long for a JPEG, and HeadraceError
     where the signer fails.
@@ -65,16 +65,21 @@ def mark(
         try:
             check_markable(*image.size)
         except RequestError as error:
-            watermark = False
+            watermark, identifier = False, None
             notes.append(str(error))
     if watermark:
         if identifier is None:
             identifier = secrets.randbits(IDENTIFIER_BITS) if private else recipe_identifier(recipe)
-        image = embed_watermark(image, identifier)
+        marked = embed_watermark(image, identifier)
+        found = read_watermark(marked, ladder=(1.0,))
+        if found is not None and found.identifier == identifier:
+            image = marked
+        else:
+            identifier = None
+            notes.append("A watermark does not hold in this picture, so it goes without one.")
     looks = fingerprint(image)
     encode = encode_without_recipe if private else encode_with_recipe
     data = encode(image, recipe, file_format)
-    identifier = identifier if watermark else None
     if signer is not None:
         data = sign_picture(data, file_format, recipe, signer, ingredients, identifier, looks, private)
     return Marked(data, identifier, looks, tuple(notes))

@@ -6,18 +6,15 @@ Run here, they take half the time, and it can be asked what of the pixels a bit 
 
 from __future__ import annotations
 
-import importlib.util
+import math
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headrace.errors import RequestError
-
-WORD_BITS = 32
+from headrace.provenance.watermark import weights_file
 
 _THRESHOLD = 0.52
 """Where a score says one: the package's own."""
@@ -72,12 +69,12 @@ def _normalised(inputs: Tensor, weights: Weights, name: str) -> Tensor:
 @cache
 def _weights(network: str) -> Weights:
     """By name, from the package's file. Raises RequestError where it is not installed."""
-    package = importlib.util.find_spec("imwatermark")
-    folders = map(Path, (package.submodule_search_locations or ()) if package else ())
-    files = [path for path in (folder / f"rivagan_{network}.onnx" for folder in folders) if path.is_file()]
-    if not files:
-        raise RequestError("Watermarks need one more package: pip install 'headrace[provenance]'.")
-    (graph,) = _fields(files[0].read_bytes(), _GRAPH)
+    with torch.inference_mode(mode=False):  # they are kept, and used where gradients are asked for too
+        return _read_weights(network)
+
+
+def _read_weights(network: str) -> Weights:
+    (graph,) = _fields(weights_file(network).read_bytes(), _GRAPH)
     return dict(map(_tensor, _fields(graph, _INITIALIZER)))
 
 
@@ -92,14 +89,7 @@ def _tensor(message: bytes) -> tuple[str, Tensor]:
     shape = [number for entry in _fields(message, _DIMENSIONS) for number in _varints(entry)]
     # The few integers among them belong to operations that are written out above.
     values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return name.decode(), values.view(torch.float32).reshape(shape) if len(data) == 4 * _product(shape) else values
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
+    return name.decode(), values.view(torch.float32).reshape(shape) if len(data) == 4 * math.prod(shape) else values
 
 
 def _fields(message: bytes, wanted: int) -> list[bytes]:

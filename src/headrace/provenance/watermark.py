@@ -12,8 +12,11 @@ picture and in parts of it. Photographs hardly need that.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +61,16 @@ class Watermark:
     scale: float
 
 
+def weights_file(network: str) -> Path:
+    """The "encoder" or "decoder" of RivaGAN. Raises RequestError where the package is not installed."""
+    package = importlib.util.find_spec("imwatermark")
+    folders = map(Path, (package.submodule_search_locations or ()) if package else ())
+    files = [path for path in (folder / f"rivagan_{network}.onnx" for folder in folders) if path.is_file()]
+    if not files:
+        raise RequestError("Watermarks need one more package: pip install 'headrace[provenance]'.")
+    return files[0]
+
+
 def check_markable(width: int, height: int) -> None:
     """Raises RequestError where a picture of this size cannot carry a watermark."""
     if width * height < MIN_AREA:
@@ -82,20 +95,21 @@ def embed_watermark(image: Image.Image, identifier: int) -> Image.Image:
     pixels, marked = np.asarray(image, dtype=np.float32), image
     added = np.zeros_like(pixels)
     for word in range(2):
-        residual = _residual(_view(marked, 1.0, word), bits[word * 32 : word * 32 + 32])
+        size = image.size if word else (image.height, image.width)
+        residual = _residual(_view(marked, 1.0, word), bits[word * 32 : word * 32 + 32], size)
         added += _scaled(residual.transpose(1, 0, 2) if word else residual, image.size)
         marked = Image.fromarray((pixels + added).round().clip(0, 255).astype(np.uint8))
     return marked
 
 
-def read_watermark(image: Image.Image) -> Watermark | None:
+def read_watermark(image: Image.Image, ladder: Sequence[float] = LADDER) -> Watermark | None:
     """What the RGB picture carries, or None.
 
     Of pictures without a watermark about one in 400,000 is thought to have one: that is the chance of random bits, over
     all scales. Raises RequestError where the picture is too small to tell, or the extra `provenance` is not installed.
     """
     check_markable(*image.size)
-    for scale in LADDER:
+    for scale in ladder:
         identifier, wrong_bits = payload.decode(read_word(image, scale))
         if wrong_bits <= payload.MAX_WRONG_BITS:
             return Watermark(identifier, wrong_bits, scale)
@@ -113,8 +127,8 @@ def read_word(image: Image.Image, scale: float) -> NDArray[np.bool_]:
     return np.asarray(torch.cat(words).numpy(), dtype=np.bool_)
 
 
-def _residual(frame: Tensor, bits: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """What is to be added to (1, 3, rows, columns), as (rows, columns, 3) of 0 to 255."""
+def _residual(frame: Tensor, bits: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.float32]:
+    """What is to be added to (1, 3, rows, columns), as (rows, columns, 3) of 0 to 255; size: the picture's own."""
     import torch
     import torch.nn.functional as F
 
@@ -127,7 +141,7 @@ def _residual(frame: Tensor, bits: NDArray[np.bool_]) -> NDArray[np.float32]:
         frame, residual, signs = frame.clone(), residual.clone(), signs.clone()
         for _ in range(_CORRECTIONS):
             residual = residual.detach().requires_grad_()
-            margins = signs * _means(rivagan.evidence(frame + residual))
+            margins = signs * _means(rivagan.evidence((frame + _carried(residual, size)).clamp(-1, 1)))
             if bool((margins[0] > _ENOUGH).all() and (margins > 0).all()):
                 break
             (gradient,) = torch.autograd.grad(F.softplus((_ENOUGH - margins) / 2).sum(), residual)
@@ -152,6 +166,17 @@ def _limited(residual: Tensor) -> Tensor:
     """At the strength that a residual has, no pixel of it much above."""
     scaled = residual * (_ROOT_MEAN_SQUARE / residual.square().mean().sqrt())
     return scaled.clamp(-_PEAK * _ROOT_MEAN_SQUARE, _PEAK * _ROOT_MEAN_SQUARE)
+
+
+def _carried(residual: Tensor, size: tuple[int, int]) -> Tensor:
+    """What is left of a residual after a picture of (rows, columns) carried it, where that is the smaller one."""
+    import torch.nn.functional as F
+
+    own = residual.shape[2], residual.shape[3]
+    if size[0] >= own[0] and size[1] >= own[1]:
+        return residual
+    small = F.interpolate(residual, size=size, mode="bicubic", antialias=True)
+    return F.interpolate(small, size=own, mode="bicubic")
 
 
 def _view(image: Image.Image, scale: float, word: int) -> Tensor:
