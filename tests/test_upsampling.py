@@ -236,6 +236,26 @@ def test_files_that_only_read_are_refused(tmp_path: Path, writing_model: Folder,
         open_writer(open_checkpoint(folder))
 
 
+def test_other_spellings_and_a_head_of_its_own(tmp_path: Path, writing_model: Folder) -> None:
+    pipe = load(writing_model("dev"), device="cpu")
+    expected = pipe.upsample("a red apple", references=Image.new("RGB", (64, 48), "red"), temperature=0, max_tokens=5)
+    folder = tmp_path / "dev"
+    shutil.copytree(writing_model("dev"), folder)
+    file = folder / "text_encoder" / "model.safetensors"
+    tensors = {}
+    for name, value in load_file(file).items():
+        tensors["model." + name.replace("language_model.model.", "language_model.")] = value
+    embedding = tensors["model.language_model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": embedding.clone()}, file)
+    other = load(folder, device="cpu")
+    assert not other.writer.config.tie_word_embeddings
+    again = other.upsample("a red apple", references=Image.new("RGB", (64, 48), "red"), temperature=0, max_tokens=5)
+    assert again == expected
+    save_file({**tensors, "lm_head.weight": -embedding}, file)
+    other = load(folder, device="cpu")
+    assert other.upsample("a red apple", temperature=0, max_tokens=5) != expected
+
+
 def test_published_text_encoders_write_with_what_the_catalogue_says() -> None:
     from headrace.checkpoints.shapes import count_parameters, language_model_shapes, vision_shapes
 

@@ -169,7 +169,7 @@ class Pipeline:
         self,
         prompt: str,
         *,
-        references: Sequence[PictureSource] = (),
+        references: PictureSource | Sequence[PictureSource] = (),
         temperature: float = TEMPERATURE,
         top_p: float = 1.0,
         seed: int = 0,
@@ -188,7 +188,10 @@ class Pipeline:
             if not low <= value <= high:
                 raise RequestError(f"The {name} of {value} is not from {low} to {high}.")
         eyes = self.writer.eyes
-        pictures = [open_picture(reference) for reference in references]
+        given = [references] if isinstance(references, str | PathLike | Image.Image) else references
+        if len(given) > self.reference_limit:
+            raise RequestError(f"{len(given)} references were given; this model takes at most {self.reference_limit}.")
+        pictures = [open_picture(reference) for reference in given]
         if pictures and eyes is None:
             warnings.warn(
                 f"{self.checkpoint.name}'s language model cannot see: it rewrites the prompt without the references.",

@@ -22,7 +22,7 @@ MAX_DEPTH = 6
 COLOR = re.compile(r"#[0-9A-Fa-f]{6}")
 # What begins as a colour does; a # and a number, as on a shirt, does not.
 COLOR_LIKE = re.compile(r"(?<![\w&#])#(?![0-9]+\b)([0-9A-Fa-f]{3,8})\b")
-REFERENCE = re.compile(r"\b(?:image|picture|photo)\s+#?(\d{1,3})\b", re.IGNORECASE)
+REFERENCE = re.compile(r"\bimage\s+#?(\d{1,3})\b", re.IGNORECASE)
 
 
 def structured_prompt(text: str, source: str) -> str:

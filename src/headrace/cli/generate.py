@@ -173,6 +173,10 @@ def generate(
     for chosen in choose_loras(loras, checkpoint.transformer_config, checkpoint.name):
         click.echo(printable(chosen.report()), err=True)
 
+    if len(references) > checkpoint.reference_limit:
+        raise RequestError(
+            f"{len(references)} references were given; this model takes at most {checkpoint.reference_limit}."
+        )
     if upsampling.own or upsampling.checked:
         from headrace.checkpoints.writer import open_writer
 

@@ -10,7 +10,6 @@ import click
 from headrace.cli.options import device_options
 from headrace.cli.prompts import prompt_argument, read_prompt
 from headrace.cli.upsampling import asked, edited, written
-from headrace.errors import RequestError
 from headrace.memory.sizes import parse_bytes
 from headrace.pictures import open_picture
 from headrace.recipe import check_seed
@@ -73,10 +72,6 @@ def upsample(
         from headrace.checkpoints.writer import open_writer
 
         checkpoint = open_checkpoint(model, text_encoder=text_encoder)
-        if len(pictures) > checkpoint.reference_limit:
-            raise RequestError(
-                f"{len(pictures)} references were given; this model takes at most {checkpoint.reference_limit}."
-            )
         open_writer(checkpoint)
 
         # What can be refused without computing has been; only now is torch imported.
