@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -130,6 +130,7 @@ def test_the_prompt_of_a_line(line: str, numbers: tuple[int, ...], prompt: str) 
     assert prompt_of(line, numbers) == prompt
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(max_size=80))
 def test_any_line_is_answered_or_refused(line: str) -> None:
     import tempfile

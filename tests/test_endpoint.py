@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -108,6 +108,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         parse_endpoint(address, {})
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     try:

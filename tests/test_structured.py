@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace import load
@@ -57,6 +57,7 @@ def test_what_is_no_prompt_of_flux_is_refused(text: str) -> None:
         structured_prompt(text, "prompt.json")
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner)))
 def test_any_json_is_taken_or_refused(value: Any) -> None:
     try:
