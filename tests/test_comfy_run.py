@@ -206,8 +206,13 @@ def test_a_lora_is_in_the_plan_and_in_a_tight_budget(
         run(prepared(graph, small, tmp_path / "none"))
 
 
-def test_one_model_with_different_loras_in_one_graph(small: Path, tmp_path: Path) -> None:
-    graph = lora_graph(("a.safetensors", 0.5))
+def test_one_model_with_different_loras_in_one_graph(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read once, unless it is streamed."""
+    lora_file(small / "models", "heavy.safetensors", "kohya", deep_model(small))
+    graph = lora_graph(("heavy.safetensors", 0.5))
+    graph["1"]["inputs"]["unet_name"] = "deep.safetensors"
     for node in ("10", "15", "90", "91"):  # a second branch without it
         inputs = {
             name: [f"{value[0]}b", value[1]] if isinstance(value, list) and value[0] in ("10", "15", "90") else value
@@ -215,10 +220,24 @@ def test_one_model_with_different_loras_in_one_graph(small: Path, tmp_path: Path
         }
         graph[f"{node}b"] = {"class_type": graph[node]["class_type"], "inputs": inputs}
     graph["10b"]["inputs"]["model"] = ["1", 0]
-    both = executed(graph, small, tmp_path / "both")
-    alone = [made(lora_graph(*loras), small, tmp_path / "one") for loras in ([("a.safetensors", 0.5)], [])]
+    loaded = []
+    load = Networks._transformer
+    monkeypatch.setattr(Networks, "_transformer", lambda self, plan: loaded.append(plan) or load(self, plan))
+    budget = Budget(2**34, 0)
+    monkeypatch.setattr(claims, "measured_budget", lambda *_: budget)
+    both, (plan,) = run(prepared(graph, small, tmp_path / "both"))
+    assert len(loaded) == 1
+    alone = []
+    for loras in ([("heavy.safetensors", 0.5)], []):
+        single = lora_graph(*loras)
+        single["1"]["inputs"]["unet_name"] = "deep.safetensors"
+        alone.append(made(single, small, tmp_path / "one"))
     assert sorted(pixels(path).tolist() for path in both) == sorted(alone)
     assert alone[0] != alone[1]
+    budget = replace(budget, memory=plan.minimum_bytes)
+    streamed, (tight,) = run(prepared(graph, small, tmp_path / "streamed"))
+    assert not tight.keeps_all
+    assert [pixels(path).tolist() for path in streamed] == [pixels(path).tolist() for path in both]
 
 
 def test_a_lora_at_strength_zero_is_as_if_it_were_not_there(small: Path, tmp_path: Path) -> None:

@@ -319,6 +319,63 @@ def test_primitives_and_reroutes_inside_a_group() -> None:
     assert made["9:3"] == ("VAEDecode", {"samples": ["9:1", 0], "vae": ["1", 0]})
 
 
+def test_groups_in_groups_and_in_sub_graphs() -> None:
+    """The outer group shows the inner one's values where that stands, and then what it lacks."""
+    document = grouped()
+    inner = drawn(0, "workflow>words", ("old", 1, "fixed", 16, 1, 16), {"clip": None, "width*": None}, outputs=4)
+    outer = {
+        "nodes": [drawn(1, "FluxGuidance", (2.5,), {"conditioning": 1}), inner],
+        "links": [[1, 0, 0, 0, 1, "CONDITIONING"]],
+        "external": [],
+    }
+    document["extra"]["groupNodes"]["both"] = outer
+    instance = drawn(9, "workflow>both", (6.5, "a cat", 7, "fixed", 128, 2, 64), {"clip": 1, "width*": 2}, outputs=4)
+    document["nodes"][2] = instance
+    expected = {
+        "9:0": ("FluxGuidance", {"guidance": 6.5, "conditioning": ["9:1:0", 0]}),
+        "9:1:0": ("CLIPTextEncode", {"text": "a cat", "clip": ["1", 0]}),
+        "9:1:1": ("ConditioningZeroOut", {"conditioning": ["9:1:0", 0]}),
+        "9:1:2": ("RandomNoise", {"noise_seed": 7}),
+        "9:1:3": ("EmptyFlux2LatentImage", {"width": ["2", 0], "height": 128, "batch_size": 2}),
+        "4": ("CFGGuider", {"cfg": 5, "positive": ["9:0", 0], "negative": ["9:1:1", 0]}),
+        "5": ("SamplerCustomAdvanced", {"noise": ["9:1:2", 0], "latent_image": ["9:1:3", 0]}),
+    }
+    assert expected.items() <= converted(document).items()
+    alone = drawn(9, "workflow>words", ("a cat", 7, "fixed", 128, 2, 64), outputs=4)
+    folded = {"id": "folded", "inputs": [], "outputs": [], "nodes": [alone], "links": []}
+    around = page(drawn(3, "folded"), subgraphs=(folded,)) | {"extra": grouped()["extra"]}
+    assert converted(around)["3:9:2"] == ("RandomNoise", {"noise_seed": 7})
+
+
+def test_a_primitives_number_suits_all_that_it_feeds() -> None:
+    """As the page puts them, which was asked."""
+
+    def fed(value: float, *targets: tuple[str, str]) -> list[Any]:
+        nodes = [drawn(10 + n, kind, (), {f"{name}*": n}) for n, (kind, name) in enumerate(targets)]
+        links = [[n, 1, 0, 10 + n, 0] for n in range(len(targets))]
+        made = converted(page(drawn(1, "PrimitiveNode", (value, "fixed"), outputs=1), *nodes, links=links))
+        return [made[str(10 + n)][1][name] for n, (_, name) in enumerate(targets)]
+
+    latent, scheduler, grow = (
+        ("EmptyFlux2LatentImage", "width"),
+        ("Flux2Scheduler", "width"),
+        ("VAEEncodeForInpaint", "grow_mask_by"),
+    )
+    assert fed(1000, scheduler, latent) == [1008, 1008]
+    assert fed(-5, scheduler, latent) == [16, 16]
+    assert fed(1000, latent, grow) == [64, 64]
+    denoise, cfg, guidance, lora = (
+        ("KSampler", "denoise"),
+        ("CFGGuider", "cfg"),
+        ("FluxGuidance", "guidance"),
+        ("LoraLoaderModelOnly", "strength_model"),
+    )
+    assert fed(2.345, guidance, cfg) == [2.3, 2.3]
+    assert fed(2.345, lora, guidance) == [2.4, 2.4]
+    assert fed(2.345, lora, cfg) == [2.35, 2.4]
+    assert fed(9.55, denoise, cfg) == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "given", "expected"),
     [
@@ -328,7 +385,10 @@ def test_primitives_and_reroutes_inside_a_group() -> None:
         ("Flux2Scheduler", "width", 1001, 1001),
         ("FluxGuidance", "guidance", 3.56, 3.6),
         ("BasicScheduler", "denoise", 1.234, 1.0),
-        ("CFGGuider", "cfg", 4.567, 4.57),
+        ("CFGGuider", "cfg", 2.345, 2.4),
+        ("LoraLoaderModelOnly", "strength_model", 4.567, 4.57),
+        ("EmptyFlux2LatentImage", "width", 7, 16),
+        ("KSampler", "steps", 20_000, 10_000),
         ("RandomNoise", "noise_seed", 2**63 + 1, 2**63 + 1),
         ("CFGGuider", "cfg", "text", "text"),
     ],
@@ -423,7 +483,8 @@ def within(levels: int) -> list[Any]:
         (page(drawn(1, "workflow>my group")), 'group node "my group" without saying what is in it'),
         (crowded(), "unfold to more than 100,000 nodes and links"),
         (grouped(nodes=[drawn(1, "Other")]), 'group node "words" has Other inside'),
-        (grouped(nodes=[drawn(1, "workflow>words")]), 'group node "words" has workflow>words inside'),
+        (grouped(nodes=[drawn(1, "workflow>words")]), "stand in each other more than 16 deep, or in themselves"),
+        (grouped(nodes=[drawn(1, "workflow>none")]), 'group node "none" without saying what is in it'),
         (grouped(links=[[0, 0, 7, 0], ["x"], 5], nodes=5, external=[[1]], config=3), None),
         (nested(3, False), "32 deep, or in themselves"),
         (nested(40, True), "more than"),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headrace.checkpoints import digest
+from headrace.checkpoints.lora_choice import ChosenLora
 from headrace.comfy.models import (
     Model,
     TextEncoder,
@@ -32,7 +33,7 @@ from headrace.device import choose_device
 from headrace.errors import RequestError
 from headrace.memory.budget import check_budget
 from headrace.memory.claims import claimed
-from headrace.memory.plan import Budget, Plan, Work
+from headrace.memory.plan import Budget, Plan, Work, lora_values
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class _Trio:
-    """The three files of one checkpoint."""
+    """The three files of one checkpoint; the model as its loader gives it."""
 
     model: Model
     encoder: TextEncoder
@@ -158,7 +159,8 @@ class Engine:
     def sources(self) -> list[tuple[str, str]]:
         """Name and hash of every checkpoint and LoRA that the graph uses."""
         checkpoints = [(stages.checkpoint.name, digest(stages.checkpoint)) for stages in self._stages.values()]
-        records = [chosen.record for stages in self._stages.values() for chosen in stages.loras]
+        models = dict.fromkeys(sampling.guider.model for sampling in self._rehearsal.samplings)
+        records = [chosen.record for model in models for chosen in open_loras(model)]
         return list(dict.fromkeys([*checkpoints, *((record.name, f"sha256:{record.sha256}") for record in records)]))
 
     @property
@@ -194,7 +196,9 @@ class Engine:
     def sample(
         self, guider: Guider, noise: Tensor, latent: Tensor, sigmas: Sequence[float], mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        return self._lent(guider.model).sample(guider, noise, latent, sigmas, mask, self._advance)
+        stages = self._lent(guider.model.weights)
+        stages.use(open_loras(guider.model))
+        return stages.sample(guider, noise, latent, sigmas, mask, self._advance)
 
     def _lent(self, part: Model | TextEncoder | Vae) -> Stages:
         """The first checkpoint with that file; of several only the one that is being used is in memory."""
@@ -213,13 +217,12 @@ class Engine:
             self.device,
             self.memory,
             self.host_memory,
-            open_loras(trio.model),
         )
 
     def _plans(self, budget: Budget) -> tuple[Plan, tuple[Plan, ...]]:
         """The plan of every checkpoint, and before them the one that asks for most."""
         plans = tuple(
-            stages.plan(list(self._works(trio, stages)), budget, self._kept(trio))
+            stages.plan(list(self._works(trio, stages)), budget, self._kept(trio), self._heaviest_loras(trio))
             for trio, stages in self._stages.items()
         )
         if len(plans) > 1:
@@ -227,7 +230,13 @@ class Engine:
         return max(plans, key=lambda plan: (not plan.fits, plan.peak_bytes)), plans
 
     def _samplings(self, trio: _Trio) -> list[Sampling]:
-        return [sampling for sampling in self._rehearsal.samplings if sampling.guider.model == trio.model]
+        return [sampling for sampling in self._rehearsal.samplings if sampling.guider.model.weights == trio.model]
+
+    def _heaviest_loras(self, trio: _Trio) -> tuple[ChosenLora, ...]:
+        """Of the LoRAs that a checkpoint runs with, one after another, those that take most memory."""
+        return max(
+            (open_loras(sampling.guider.model) for sampling in self._samplings(trio)), key=lora_values, default=()
+        )
 
     def _works(self, trio: _Trio, stages: Stages) -> Iterator[Work]:
         """What is to be done with a checkpoint."""
@@ -263,7 +272,7 @@ def _trios(rehearsal: Rehearsal) -> list[_Trio]:
     """
     vaes = list(dict.fromkeys(vae for vae, _, _ in rehearsal.pictures))
     encoders = list(dict.fromkeys(rehearsal.prompts))
-    pairs = {sampling.guider.model: sampling.guider.positive.encoder for sampling in rehearsal.samplings}
+    pairs = {sampling.guider.model.weights: sampling.guider.positive.encoder for sampling in rehearsal.samplings}
     if not (pairs or vaes or encoders):
         return []
     if not pairs or not vaes:

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headrace.comfy.graph import MAX_NODES, Graph, Link, ModelFile, Node
-from headrace.comfy.groups import group_of, ungrouped
+from headrace.comfy.groups import ungrouped
 from headrace.comfy.prompts import choose, fill_in
 from headrace.comfy.saved import BYPASSED, MUTED, Boundary, SavedGraph, SavedLink, SavedNode, SavedWorkflow, Slot
-from headrace.comfy.specs import ANY, SPECS
+from headrace.comfy.specs import ANY, SPECS, Input
 from headrace.comfy.widgets import (
     first_value,
     instance_slots,
@@ -36,6 +36,7 @@ from headrace.comfy.widgets import (
     proxies,
     rescued_values,
     rounded,
+    shared,
     slots,
 )
 from headrace.errors import RequestError
@@ -92,7 +93,7 @@ def expand(saved: SavedWorkflow) -> Expansion:
 
 class _Expander:
     def __init__(self, saved: SavedWorkflow) -> None:
-        self.saved = replace(saved, graph=ungrouped(saved.graph, saved.groups))
+        self.saved = ungrouped(saved)
         self.children: dict[str, _Scope] = {}
         self.hops = 0
 
@@ -135,11 +136,6 @@ class _Expander:
             yield scope
             self._count(len(scope.graph.nodes))
             for node in scope.graph.nodes.values():
-                if node.runs and group_of(node) is not None:
-                    raise RequestError(
-                        f'The workflow has the group node "{group_of(node)}" inside another or a sub-graph: open '
-                        "the workflow in a current ComfyUI, which makes sub-graphs of them, and save it again."
-                    )
                 if node.type in self.saved.definitions and node.runs:
                     instances += 1
                     if instances > MAX_NODES:
@@ -325,7 +321,7 @@ class _Expander:
             value = next(iter(scope.inner_values.get(node.id, {}).values()), None)
             if value is None and isinstance(node.values, list) and node.values:
                 value = node.values[0]
-            return None if value is None else _Constant(value, typed=True)
+            return None if value is None else _Constant(shared(self._fed(scope.graph, node), value), typed=True)
         if node.mode == MUTED:
             return None
         if node.mode == BYPASSED:
@@ -336,6 +332,17 @@ class _Expander:
         if node.type in _PASSING:
             return (scope, node, node.inputs[0], wanted) if node.inputs else None
         return None if node.type in _NOTES else Link(scope.path + node.id, number)
+
+    def _fed(self, graph: SavedGraph, primitive: SavedNode) -> list[Input]:
+        """The widgets that a primitive feeds without a reroute between."""
+        self._count(len(graph.links))
+        fed = (
+            graph.targets[key]
+            for key, link in graph.links.items()
+            if link.origin == primitive.id and key in graph.targets
+        )
+        known = (SPECS[node.type].input(slot.name) for node, slot in fed if node.type in SPECS)
+        return [entry for entry in known if entry is not None]
 
     def _passed_on(self, node: SavedNode, number: int, wanted: str) -> Slot | None:
         definition = self.saved.definitions.get(node.type)

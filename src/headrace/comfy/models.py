@@ -40,6 +40,11 @@ class Model:
     caches_references: bool = False
     loras: tuple[tuple[Path, float], ...] = ()
 
+    @property
+    def weights(self) -> Model:
+        """The same model as its loader gives it: what has to be read once for all that a graph makes of it."""
+        return Model(self.file, self.precision)
+
 
 @dataclass(frozen=True)
 class TextEncoder:

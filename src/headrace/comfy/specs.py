@@ -29,7 +29,8 @@ class Input:
 
     type: what may be linked to it; where it is one of WIDGET_TYPES, also what kind of value it holds.
     default: the value a new node has; None where there is none, as for links and files.
-    minimum, maximum: inclusive bounds of a number. grid: the step that ComfyUI's page rounds a primitive's number to.
+    minimum, maximum: inclusive bounds of a number. grid: the step that ComfyUI's page rounds a primitive's number to,
+    and before that to `precision`, where it is given.
     options: what a COMBO may be; empty where that is not a fixed list.
     folder: where a COMBO names a file, the folder under `models/` (or `input`) that it is looked for in.
     required: whether the node is refused without it.
@@ -44,6 +45,7 @@ class Input:
     minimum: float | None = None
     maximum: float | None = None
     grid: float = 1
+    precision: float | None = None
     options: tuple[str, ...] = ()
     folder: str | None = None
     required: bool = True
@@ -92,8 +94,10 @@ def _integer(name: str, default: int, minimum: int, maximum: int, *, grid: int =
     return Input(name, "INT", default, minimum, maximum, grid, required=required)
 
 
-def _number(name: str, default: float, minimum: float, maximum: float, *, grid: float = 0.01) -> Input:
-    return Input(name, "FLOAT", default, minimum, maximum, grid)
+def _number(
+    name: str, default: float, minimum: float, maximum: float, *, grid: float = 0.01, precision: float | None = None
+) -> Input:
+    return Input(name, "FLOAT", default, minimum, maximum, grid, precision)
 
 
 def _size(default: int, grid: int) -> tuple[Input, Input]:
@@ -282,7 +286,7 @@ _NODES = (
             _link("model"),
             _link("positive", "CONDITIONING"),
             _link("negative", "CONDITIONING"),
-            _number("cfg", 8.0, 0.0, 100.0),
+            _number("cfg", 8.0, 0.0, 100.0, grid=0.1, precision=0.01),
         ),
         ("GUIDER",),
     ),
@@ -297,7 +301,7 @@ _NODES = (
             _link("model"),
             _seed("seed"),
             _integer("steps", 20, 1, 10_000),
-            _number("cfg", 8.0, 0.0, 100.0),
+            _number("cfg", 8.0, 0.0, 100.0, grid=0.1, precision=0.01),
             _choice("sampler_name", _SAMPLERS),
             _choice("scheduler", _SCHEDULERS),
             _link("positive", "CONDITIONING"),
@@ -351,6 +355,7 @@ _INSTEAD = {
     "ComfyCloudFlux2": _SERVICE,
     "ByteDance": _SERVICE,
     "Gemini": _SERVICE,
+    "Headrace": "it runs inside ComfyUI; here use headrace generate, or the template klein_text_to_image",
     "Grok": _SERVICE,
     "IdeogramV": _SERVICE,
     "OpenAI": _SERVICE,

@@ -26,7 +26,7 @@ CONVENTION = CONVENTIONS["comfy"]
 
 
 class Stages:
-    """What nodes ask of one checkpoint, with LoRAs beside its transformer, while it is `within` a plan.
+    """What nodes ask of one checkpoint, while it is `within` a plan.
 
     Latents are (B, C, h, w), pixels (B, H, W, 3) in 0..1, both float32 on the CPU. precision, text_precision: as
     `headrace.load` takes them; memory, host_memory in bytes.
@@ -40,9 +40,8 @@ class Stages:
         device: torch.device,
         memory: int | None = None,
         host_memory: int | None = None,
-        loras: tuple[ChosenLora, ...] = (),
     ) -> None:
-        self.checkpoint, self.device, self.loras = checkpoint, device, loras
+        self.checkpoint, self.device = checkpoint, device
         self.memory, self.host_memory = memory, host_memory
         self.precision = choose_precision(precision, checkpoint.precision, device)
         self.text_precision = choose_text_precision(
@@ -65,21 +64,28 @@ class Stages:
         """Let go of all networks."""
         self._networks.release()
 
-    def plan(self, works: Sequence[Work], budget: Budget, kept_tokens: int = 0) -> Plan:
+    def use(self, loras: tuple[ChosenLora, ...]) -> None:
+        """Sample with these LoRAs beside the transformer from now on, for as long as the plan is followed."""
+        self._networks.use(loras)
+
+    def plan(
+        self, works: Sequence[Work], budget: Budget, kept_tokens: int = 0, loras: tuple[ChosenLora, ...] = ()
+    ) -> Plan:
         """How all of this fits into a budget.
 
-        kept_tokens: reference tokens of a whole batch whose keys and values are kept from the first step on.
+        kept_tokens: reference tokens of a whole batch whose keys and values are kept from the first step on. loras:
+        the heaviest that will be used.
         """
         config, value_bytes = self.checkpoint.transformer_config, self._dtype.itemsize
         blocks = config.depth + config.depth_single_blocks
         kept = 2 * kept_tokens * config.hidden_size * value_bytes * blocks
-        model, rounded = describe_checkpoint(self.checkpoint, self.loras), multiplies_bf16(self.device)
+        model, rounded = describe_checkpoint(self.checkpoint, loras), multiplies_bf16(self.device)
         budget = replace(budget, process=budget.process + kept)
         return plan_work(model, works, budget, self.precision, self.text_precision, rounded)
 
     def within(self, plan: Plan) -> AbstractContextManager[None]:
         """Follow the plan: see `Networks.within`."""
-        return self._networks.within(plan, self.loras)
+        return self._networks.within(plan)
 
     @cached_property
     def tokenizer(self) -> PromptTokenizer:

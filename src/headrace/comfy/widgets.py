@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from headrace.comfy.saved import SavedGraph, SavedNode, Slot
@@ -84,18 +86,44 @@ def _unknown_values(node: SavedNode, saved: list[Any], named: dict[str, Any]) ->
 
 
 def rounded(entry: Input, value: Any) -> Any:
-    """What a primitive gives, as the page puts it into a widget: numbers on its grid, fractions in its range too."""
+    """A number as the page puts it into a widget: in its range, then on its grid; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MAX_ROUNDED:
         return value
+    if entry.type not in ("INT", "FLOAT") or entry.minimum is None or entry.maximum is None:
+        return value
+    kept = min(max(value, entry.minimum), entry.maximum)
     if entry.type == "INT":
         grid = int(entry.grid)
-        shift = int(entry.minimum or 0) % grid
-        return math.floor((value - shift) / grid + 0.5) * grid + shift
-    if entry.type == "FLOAT":
-        digits = -math.floor(math.log10(entry.grid))
-        near = round(math.floor(value / entry.grid + 0.5) * entry.grid, digits)
-        return min(max(near, entry.minimum or 0), entry.maximum or 0)
-    return value
+        shift = int(entry.minimum) % grid
+        return math.floor((kept - shift) / grid + 0.5) * grid + shift
+    near = kept if entry.precision is None else _on_grid(kept, entry.precision)
+    return min(max(_on_grid(near, entry.grid), entry.minimum), entry.maximum)
+
+
+def _on_grid(value: float, step: float) -> float:
+    return round(math.floor(value / step + 0.5) * step, -math.floor(math.log10(step)))
+
+
+def shared(entries: Sequence[Input], value: Any) -> Any:
+    """What a primitive keeps of its number for the widgets it feeds: in the range of all of them, and on a grid.
+
+    That is for whole numbers one on which every widget's lies; for others the first widget's, and then the coarsest
+    where none has a precision of its own.
+    """
+    numbers = [entry for entry in entries if entry.minimum is not None and entry.maximum is not None]
+    if not numbers:
+        return value
+    least = max(entry.minimum for entry in numbers if entry.minimum is not None)
+    most = min(entry.maximum for entry in numbers if entry.maximum is not None)
+    if least > most:
+        return value
+    first = replace(numbers[0], minimum=least, maximum=most)
+    if first.type == "INT":
+        return rounded(replace(first, grid=math.lcm(*(int(entry.grid) for entry in numbers))), value)
+    near = rounded(first, value)
+    if any(entry.precision is not None for entry in numbers):
+        return near
+    return rounded(replace(first, grid=max(entry.grid for entry in numbers)), near)
 
 
 def first_value(node: SavedNode) -> str | None:

@@ -95,6 +95,14 @@ class Networks:
             if not plan.keeps_all:
                 self.release()
 
+    def use(self, loras: tuple[ChosenLora, ...]) -> None:
+        """Other LoRAs beside the transformer from now on, within the same plan."""
+        if loras == self._loras:
+            return
+        self._loras = loras
+        if self._plan is not None and not self._plan.keeps_all and "transformer" in self._held:
+            self.release()  # what LoRAs add to blocks that pass through is hung on them when they are built
+
     def language_model(self) -> Lent[LanguageModel, nn.Module]:
         """The text encoder, which is the whole language model where that is in memory."""
         if self.holds_writer:
