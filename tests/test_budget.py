@@ -26,6 +26,7 @@ from headrace.checkpoints.headers import TensorEntry
 from headrace.checkpoints.shapes import transformer_shapes
 from headrace.errors import RequestError
 from headrace.nn.config import AutoencoderConfig
+from headrace.quant.formats import Gguf
 
 KLEIN = next(published for published in PUBLISHED if published.name == "klein-4b")
 
@@ -128,8 +129,11 @@ def test_a_budget_holds_and_is_foreseen(wide: Path) -> None:
 @pytest.mark.parametrize(
     "stored",
     [
-        "nvfp4",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fp8 (e5m2)", "int8, rotated", "mxfp8", "nf4")),
+        "Q4_K",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("fp8 (e5m2)", "int8, rotated", "mxfp8", "nvfp4", "nf4", "Q8_0", "Q2_K")
+        ),
     ],
 )
 def test_the_smallest_budget_holds_where_weights_stay_as_stored(wide: Path, tmp_path: Path, stored: str) -> None:
@@ -137,7 +141,8 @@ def test_the_smallest_budget_holds_where_weights_stay_as_stored(wide: Path, tmp_
     shutil.copytree(wide, model, ignore=shutil.ignore_patterns("diffusion_pytorch_model*"))
     shutil.copytree(wide / "vae", model / "vae", dirs_exist_ok=True)
     shapes = transformer_shapes(open_checkpoint(wide).transformer_config)
-    write_weights(model / "transformer" / "diffusion_pytorch_model.safetensors", shapes, FORMATS[stored])
+    suffix = "gguf" if isinstance(FORMATS[stored], Gguf) else "safetensors"
+    write_weights(model / "transformer" / f"diffusion_pytorch_model.{suffix}", shapes, FORMATS[stored])
     least = package.plan(model, memory="100GB", size="128x128").minimum_bytes
     (row,) = measure_budgets(str(model), [least], size="128x128", steps=1)
     assert (row.memory_bytes, row.minimum_bytes, row.resident_blocks) == (least, least, 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from comfy_files import write_models
+from comfy_files import text_encoder_file, transformer_file, vae_file
 from conftest import Run
 from headrace.comfy.graph import check
 from headrace.comfy.shelf import find_template, read_template, templates
@@ -20,7 +20,10 @@ SMALL = ("--set", "Width.value=64", "--set", "Height.value=64", "--set", "Flux2S
 
 
 def test_a_workflow_is_run(headrace: Run, tmp_path: Path) -> None:
-    write_models(tmp_path / "ComfyUI" / "models")
+    models = tmp_path / "ComfyUI" / "models"
+    transformer_file(models, "flux-2-klein-4b.safetensors")
+    text_encoder_file(models, "qwen_3_4b.safetensors")
+    vae_file(models, "flux2-vae.safetensors")
     assert headrace("templates", "klein_text_to_image").stdout == "wrote klein_text_to_image.json\n"
     arguments = ("klein_text_to_image.json", "--models", "ComfyUI", *SMALL, "--output", "out")
     done = headrace("run", *arguments)

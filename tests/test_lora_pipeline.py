@@ -145,8 +145,7 @@ def test_at_strength_zero_nothing_changes(precision: str, tiny_model: Callable[[
     assert difference(pipeline.generate("a red apple", loras=[f"{lora}:1e-2"], **REQUEST), plain) > 0
 
 
-@pytest.mark.parametrize("kind", ["klein", "klein-base", "klein-kv"])
-@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+@pytest.mark.parametrize(("kind", "precision"), [("klein", "fp8"), ("klein-base", "fp32"), ("klein-kv", "fp8")])
 def test_streaming_and_batches_change_no_bit(
     kind: str,
     precision: str,
@@ -175,10 +174,13 @@ def test_a_pipeline_changes_its_loras_from_call_to_call(
     options["references"] = [headrace.load(tiny_model(kind), device="cpu").generate("b", size="32x32", steps=1).image]
     kept = headrace.load(tiny_model(kind), device="cpu")
     sequence: list[list[Any]] = [[], [lora], [(lora, 0.5)], [other_lora, lora], [], [lora]]
+    expected: dict[str, bytes] = {}
     for loras in sequence:
-        alone = headrace.load(tiny_model(kind), device="cpu").generate("a red apple", loras=loras, **options)
         picture = kept.generate("a red apple", loras=loras, **options)
-        assert pixels(picture).tobytes() == pixels(alone).tobytes()
+        if str(loras) not in expected:
+            alone = headrace.load(tiny_model(kind), device="cpu").generate("a red apple", loras=loras, **options)
+            expected[str(loras)] = pixels(alone).tobytes()
+        assert pixels(picture).tobytes() == expected[str(loras)]
         loads.append(id(kept._networks._held["transformer"].network))
     assert len(set(loads)) == 1
 

@@ -337,6 +337,18 @@ def test_every_network_is_planned_in_the_precision_it_is_run_in(
     assert pipe.held_bytes == pytest.approx(plan.resident_bytes, abs=16)
 
 
+def test_a_transformer_that_comes_alone_is_planned_with_what_it_is_given(
+    tiny_model: Callable[[str], Path], headrace: Run
+) -> None:
+    folder = tiny_model("klein")
+    arguments = "plan", folder / "transformer", "--memory", "4GB", "--size", "64x64", "--json", "--precision", "auto"
+    alone = headrace(*arguments)
+    assert (alone.returncode, alone.stderr.count("--autoencoder")) == (2, 1)
+    parts = "--autoencoder", folder, "--text-encoder", folder, "--variant", "distilled"
+    planned, whole = json.loads(headrace(*arguments, *parts).stdout), headrace("plan", folder, *arguments[2:]).stdout
+    assert {**planned, "model": None} == {**json.loads(whole), "model": None}
+
+
 def test_the_command_prints_json(headrace: Run) -> None:
     result = json.loads(
         headrace("plan", "dev", "--memory", "12GB", "--size", "1024x1024", "--refs", "2", "--json").stdout

@@ -14,7 +14,7 @@ import click
 from headrace.cli.editing import editing_options, report_references, report_source
 from headrace.cli.graphics import step_viewer
 from headrace.cli.marking import marking_options
-from headrace.cli.options import device_options
+from headrace.cli.options import checkpoint_options, device_options
 from headrace.cli.prompts import STANDARD, prompt_argument, read_prompt
 from headrace.cli.terminal import is_terminal, printable, progress_bar
 from headrace.cli.upsampling import Upsampling, check_after, check_before, rewritten, upsampling_options
@@ -82,18 +82,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--seed", type=int, metavar="S", help="Drawn, and printed, when not given.")
 @click.option("-n", "--count", type=int, default=1, metavar="COUNT", help="So many pictures, with seeds S, S+1, ...")
 @click.option("--model", default="sprite", show_default=True, metavar="NAME|FOLDER|FILE|HUB_ID")
-@click.option(
-    "--autoencoder", metavar="FILE|FOLDER", help="For a transformer that comes alone, or instead of the model's own."
-)
-@click.option(
-    "--text-encoder", metavar="FILE|FOLDER", help="For a transformer that comes alone, or instead of the model's own."
-)
-@click.option("--tokenizer", metavar="FOLDER", help="The text encoder's, where its file comes without.")
-@click.option(
-    "--variant",
-    type=click.Choice(["base", "distilled", "kv"]),
-    help="Which klein this is, where the model does not say.",
-)
+@checkpoint_options
 @device_options
 @click.option(
     "--convention",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # How many names of missing or unused tensors are shown; --json lists all.
 MAX_NAMES = 8
+# The same for what a header says beside its tensors: torchao's has an entry for every layer, ComfyUI's one of all.
+MAX_METADATA, MAX_CHARACTERS = 20, 200
 NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -40,8 +42,11 @@ def inspect(path: str, as_json: bool) -> None:
 def _show(found: Inspection) -> None:
     size = readable_bytes(found.bytes)
     _say(f"{found.path}: {found.kind}, {found.tensors:,} tensors ({_counts(found.dtypes)}), {size}")
-    for name, value in found.metadata.items():
-        _say(f"  {name}: {value}")
+    for name, value in list(found.metadata.items())[:MAX_METADATA]:
+        more = len(value) - MAX_CHARACTERS
+        _say(f"  {name}: {value[:MAX_CHARACTERS]}" + (f" … and {more:,} characters more" if more > 0 else ""))
+    if len(found.metadata) > MAX_METADATA:
+        _say(f"  and {len(found.metadata) - MAX_METADATA:,} more")
     if found.networks:
         columns = "network", "layout", "precision", "parameters", "bytes", "shapes of"
         print_table(columns, [_row(network) for network in found.networks])

@@ -7,6 +7,24 @@ from typing import Any
 
 import click
 
+_PARTS = (
+    click.option(
+        "--autoencoder",
+        metavar="FILE|FOLDER",
+        help="For a transformer that comes alone, or instead of the model's own.",
+    ),
+    click.option(
+        "--text-encoder",
+        metavar="FILE|FOLDER",
+        help="For a transformer that comes alone, or instead of the model's own.",
+    ),
+    click.option("--tokenizer", metavar="FOLDER", help="The text encoder's, where its file comes without."),
+    click.option(
+        "--variant",
+        type=click.Choice(["base", "distilled", "kv"]),
+        help="Which klein this is, where the model does not say.",
+    ),
+)
 _PRECISION = click.Choice(("auto", "fp32", "bf16", "fp8", "int8", "stored"))
 _OPTIONS = (
     click.option("--precision", type=_PRECISION, default="auto", show_default=True),
@@ -32,6 +50,11 @@ def with_options(command: Callable[..., Any], options: Sequence[Callable[..., An
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--autoencoder, --text-encoder, --tokenizer and --variant, in this order."""
+    return with_options(command, _PARTS)
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from headrace.cli.options import checkpoint_options
 from headrace.cli.terminal import print_table, readable_bytes
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ COMPONENTS = {"transformer": "transformer", "text_encoder": "text encoder", "aut
 )
 @click.option("--size", metavar="WxH", help="Multiples of 16. Default: the model's.")
 @click.option("--refs", "references", type=click.IntRange(0), default=0, metavar="N", help="References of 1 MP each.")
+@checkpoint_options
 @click.option("--lora", "loras", multiple=True, metavar="PLACE", help="A LoRA, as for generate. Given again for more.")
 @click.option(
     "--precision", metavar="NAME", help="auto, fp32, bf16, fp8, int8 or stored. Default: a row for each that differs."
@@ -37,6 +39,10 @@ def plan(
     host_memory: str | None,
     size: str | None,
     references: int,
+    autoencoder: str | None,
+    text_encoder: str | None,
+    tokenizer: str | None,
+    variant: str | None,
     loras: tuple[str, ...],
     precision: str | None,
     text_precision: str | None,
@@ -47,6 +53,7 @@ def plan(
     \b
     headrace plan klein-4b --memory 4GB --size 1024x1024 --refs 2
     headrace plan dev --precision fp8 --memory 12GB --host-memory 32GB
+    headrace plan flux2-dev-Q4_K_M.gguf --autoencoder ae.safetensors --text-encoder mistral.gguf --memory 12GB
 
     Weights that stay in memory are resident; the others are streamed from disk, block by block, in every step; to a
     GPU, from the host's memory as far as they fit there. The peak is that of the whole process, Python and torch
@@ -66,6 +73,10 @@ def plan(
             precision=name,
             text_precision=text_precision,
             loras=loras,
+            variant=variant,
+            autoencoder=autoencoder,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
         )
 
     names = list(PRECISIONS)

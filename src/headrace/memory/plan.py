@@ -176,15 +176,19 @@ def plan(
     precision: str = "auto",
     text_precision: str | None = None,
     loras: Sequence[LoraChoice] = (),
+    variant: str | None = None,
+    autoencoder: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Plan:
     """What one picture with so many references of 1 MP needs. The published models need no files for it.
 
-    model: as for `headrace.load`. memory: the budget (default: what is free less a tenth). host_memory: where given,
-    a GPU computes: `memory` is its memory, and blocks are streamed from so much of the host's. precision,
-    text_precision: as for `headrace.load`. loras: as for `Pipeline.generate`. Raises RequestError for a model, size,
-    number of references, precision or amount that cannot be.
+    model, variant, autoencoder, text_encoder, tokenizer, precision, text_precision: as for `headrace.load`. memory: the
+    budget (default: what is free less a tenth). host_memory: where given, a GPU computes: `memory` is its memory, and
+    blocks are streamed from so much of the host's. loras: as for `Pipeline.generate`. Raises RequestError for a model,
+    size, number of references, precision or amount that cannot be.
     """
-    known = describe(model)
+    known = describe(model, variant=variant, autoencoder=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer)
     known = replace(known, lora_values=lora_values(choose_loras(loras, known.transformer, known.name)))
     wanted = known.default_size if size is None else size
     width, height = parse_size(wanted) if isinstance(wanted, str) else check_size(*wanted)
@@ -215,10 +219,13 @@ def free_budget(process: int) -> int:
     return process + int(available_bytes() * (1 - MARGIN))
 
 
-def describe(model: str | Path) -> Model:
-    """A published model from the catalogue, without its files; any other is opened."""
+def describe(model: str | Path, **parts: Any) -> Model:
+    """A published model from the catalogue, without its files; any other is opened, as is one with parts of its own.
+
+    parts: further arguments of `open_checkpoint`.
+    """
     for published in catalog.PUBLISHED:
-        if model in (published.name, published.hub_id):
+        if model in (published.name, published.hub_id) and not any(parts.values()):
             return Model(
                 published.name,
                 published.variant,
@@ -232,7 +239,7 @@ def describe(model: str | Path) -> Model:
                 None,
                 {},
             )
-    return describe_checkpoint(open_checkpoint(model))
+    return describe_checkpoint(open_checkpoint(model, **parts))
 
 
 def describe_checkpoint(checkpoint: Checkpoint, loras: Sequence[ChosenLora] = ()) -> Model:
