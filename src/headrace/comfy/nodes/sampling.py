@@ -35,8 +35,8 @@ def ksampler_select(sampler_name: str) -> tuple[Sampler]:
     """Raises RequestError for any solver but Euler's."""
     if sampler_name != SAMPLER:
         raise RequestError(
-            f"The workflow uses the sampler {sampler_name!r}, which Headrace has not; choose {SAMPLER}, which FLUX.2's own "
-            f"code uses (headrace run --set NODE.sampler_name={SAMPLER})."
+            f"The workflow uses the sampler {sampler_name!r}, which Headrace has not; choose {SAMPLER}, which FLUX.2's "
+            f"own code uses (headrace run --set NODE.sampler_name={SAMPLER})."
         )
     return (Sampler(sampler_name),)
 
