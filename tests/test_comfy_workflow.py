@@ -319,6 +319,17 @@ def test_primitives_and_reroutes_inside_a_group() -> None:
     assert made["9:3"] == ("VAEDecode", {"samples": ["9:1", 0], "vae": ["1", 0]})
 
 
+def doubled(levels: int) -> Document:
+    """Groups of two of the group below."""
+    document = grouped()
+    groups = document["extra"]["groupNodes"]
+    for level in range(levels):
+        below = f"workflow>{level - 1 if level else 'words'}"
+        groups[str(level)] = {"nodes": [drawn(1, below), drawn(2, below)], "links": []}
+    document["nodes"].append(drawn(50, f"workflow>{levels - 1}"))
+    return document
+
+
 def test_groups_in_groups_and_in_sub_graphs() -> None:
     """The outer group shows the inner one's values where that stands, and then what it lacks."""
     document = grouped()
@@ -482,6 +493,8 @@ def within(levels: int) -> list[Any]:
         ({"nodes": [{"id": 1, "type": "A", "inputs": 5, "mode": "x"}]}, None),
         (page(drawn(1, "workflow>my group")), 'group node "my group" without saying what is in it'),
         (crowded(), "unfold to more than 100,000 nodes and links"),
+        (doubled(15), "unfold to more than 100,000 nodes and links"),
+        (doubled(3), None),
         (grouped(nodes=[drawn(1, "Other")]), 'group node "words" has Other inside'),
         (grouped(nodes=[drawn(1, "workflow>words")]), "stand in each other more than 16 deep, or in themselves"),
         (grouped(nodes=[drawn(1, "workflow>none")]), 'group node "none" without saying what is in it'),

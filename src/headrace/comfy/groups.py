@@ -19,7 +19,7 @@ from headrace.errors import RequestError
 
 PREFIXES = "workflow>", "workflow/"
 MAX_DEPTH = 16
-# Nodes and links of all groups, unfolded.
+# Nodes and links of all groups, unfolded, and what of it is looked at on the way.
 MAX_SIZE = 100_000
 _REROUTE, _PRIMITIVE = "Reroute", "PrimitiveNode"
 
@@ -62,14 +62,15 @@ class _Face:
         return made
 
     def saved(self, values: list[object]) -> Iterator[tuple[_Value, object]]:
-        """Which widget each entry of `widgets_values` is of."""
+        """Every widget with its entry of `widgets_values`, None where there is none."""
         left = iter(values)
         for entry in self.values:
-            for value in left:
-                yield entry, value
-                break
+            yield entry, next(left, None)
             if entry.controlled:
                 next(left, None)
+
+    def __len__(self) -> int:
+        return len(self.values) + len(self.inputs) + len(self.outputs)
 
 
 def group_of(node: SavedNode) -> str | None:
@@ -113,9 +114,7 @@ class _Groups:
         for instance in instances.values():
             name = group_of(instance) or ""
             group, face = self._group(name), self._face(name, 0)
-            self._size += len(group.nodes) + len(group.links)
-            if self._size > MAX_SIZE:
-                raise RequestError(f"The workflow's group nodes unfold to more than {MAX_SIZE:,} nodes and links.")
+            self._count(len(group.nodes) + len(group.links))
             nodes |= {inner.id: inner for inner in self._inner_nodes(instance, group, face)}
             for number, link in enumerate(group.links):
                 key = f"{instance.id}:{number}"
@@ -126,6 +125,11 @@ class _Groups:
                     place, slot, _ = face.outputs[number]
                     links[key] = replace(links[key], origin=f"{instance.id}:{place}", origin_slot=slot)
         return with_targets(replace(graph, nodes=nodes, links=links))
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._size > MAX_SIZE:
+            raise RequestError(f"The workflow's group nodes unfold to more than {MAX_SIZE:,} nodes and links.")
 
     def _group(self, name: str) -> SavedGroup:
         if name not in self._groups:
@@ -166,31 +170,33 @@ class _Groups:
         for slot in node.inputs:
             yield replace(slot, link=links.get(slot.name))
         missing = links.keys() - {slot.name for slot in node.inputs}
-        shown = self._shown(node, 0) if missing else None
+        if not missing or not _is_known(node):
+            return
+        shown = self._shown(node, 0)
+        widgets = {entry.name for entry in shown.values}
         for name in missing:
-            if shown is not None and name in shown.inputs:
-                yield Slot(name, shown.inputs[name][2], links[name])
-            elif shown is not None and any(entry.name == name for entry in shown.values):
+            if name in widgets:
                 yield Slot(name, _widget_type(node, name), links[name], True)
+            elif name in shown.inputs:
+                yield Slot(name, shown.inputs[name][2], links[name])
 
     def _values(self, node: SavedNode, given: Mapping[str, object]) -> list[object] | dict[str, object]:
         saved = node.values if isinstance(node.values, list) else []
         if node.type == _PRIMITIVE:
             return [given["value"]] if "value" in given else saved
         if group_of(node) is not None:
-            left = list(self._shown(node, 0).saved(saved)) if saved else []
-            own = {entry.name: value for entry, value in left}
             made: list[object] = []
-            for entry in self._shown(node, 0).values:
-                made.append(given.get(entry.name or "", own.get(entry.name)))
-                made += [None] if entry.controlled else []
+            for entry, value in self._shown(node, 0).saved(saved):
+                made += [given.get(entry.name or "", value), *([None] if entry.controlled else [])]
             return made
         return {**own_values(node)[0], **given} if node.type in SPECS else node.values
 
     def _shown(self, node: SavedNode, depth: int) -> _Face:
-        """What an inner node shows."""
+        """What an inner node shows, which is known."""
         name = group_of(node)
-        return _face_of(SPECS[node.type]) if name is None else self._face(name, depth)
+        face = _face_of(SPECS[node.type]) if name is None else self._face(name, depth)
+        self._count(len(face))
+        return face
 
     def _face(self, name: str, depth: int) -> _Face:
         if name not in self._faces:
@@ -214,6 +220,10 @@ def _face_of(spec: NodeSpec) -> _Face:
     )
 
 
+def _is_known(node: SavedNode) -> bool:
+    return node.type in SPECS or group_of(node) is not None
+
+
 def _widget_type(node: SavedNode, name: str) -> str:
     known = SPECS[node.type].input(name) if node.type in SPECS else None
     return "*" if known is None else known.type
@@ -232,7 +242,7 @@ def _face(name: str, group: SavedGroup, shown: Callable[[SavedNode], _Face]) -> 
             _show_primitive(face, group, place, fed.get(place))
         elif node.type == _REROUTE:
             _show_reroute(face, group, place, into, taken)
-        elif node.type in SPECS or group_of(node) is not None:
+        elif _is_known(node):
             inner = shown(node)
             converted += _show_inputs(face, group, place, inner, into)
             for number, (_, _, kind) in enumerate(inner.outputs):
@@ -265,14 +275,11 @@ def _show_inputs(
             face.values.append(_Value(made, place, entry.name, entry.controlled))
         elif (place, slots[entry.name]) not in into:
             yield _Value(entry.name, place, entry.name)
-    links = [(name, kind) for name, (_, _, kind) in inner.inputs.items() if not _is_value(inner, name)]
+    widgets = {entry.name for entry in inner.values}
+    links = [(name, kind) for name, (_, _, kind) in inner.inputs.items() if name not in widgets]
     for number, (name, kind) in enumerate(links):
         if (place, slots.get(name, number)) not in into and group.shows_input(place, name):
             face.inputs[face.name(node, name, group.custom_name(place, name))] = place, name, kind
-
-
-def _is_value(face: _Face, name: str) -> bool:
-    return any(entry.name == name for entry in face.values)
 
 
 def _show_primitive(face: _Face, group: SavedGroup, place: int, link: SavedLink | None) -> None:
