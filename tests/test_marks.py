@@ -139,7 +139,7 @@ def test_a_picture_in_which_it_does_not_hold_goes_without(monkeypatch: pytest.Mo
     assert np.array_equal(np.asarray(opened(made.data)), np.asarray(drawing()))
 
 
-@pytest.mark.parametrize(("size", "word"), [((96, 96), "small"), ((1024, 64), "narrow")])
+@pytest.mark.parametrize(("size", "word"), [((60, 60), "small"), ((1024, 64), "narrow")])
 def test_a_picture_that_cannot_carry_one_says_so(size: tuple[int, int], word: str) -> None:
     with pytest.raises(RequestError, match=word):
         embed_watermark(Image.new("RGB", size), 3)
@@ -387,3 +387,25 @@ def write_certificate(folder: Path, kind: str) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return chain, secret
+
+
+# The benchmark.
+
+
+@watermarks
+def test_the_table_counts_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from headrace.bench import marks
+
+    def gone(image: Image.Image) -> Image.Image:
+        return Image.new("RGB", image.size, "grey")
+
+    monkeypatch.setattr(marks, "_harms", lambda: iter([("none", lambda image: image, 1.0), ("all", gone, 1.0)]))
+    monkeypatch.setattr(marks.read_watermark, "__defaults__", ((1.0,),))
+    cost, unharmed, lost = marks.measure_marks({"photographs": [photo()]}, 400)
+    assert isinstance(cost, marks.Cost)
+    assert (cost.pictures, cost.false, cost.searched) == (1, 0, 2)
+    assert 40 < cost.psnr < 45
+    assert isinstance(unharmed, marks.Survival)
+    assert isinstance(lost, marks.Survival)
+    assert (unharmed.accuracy > 0.9, unharmed.found) == (True, 1)
+    assert (0.2 < lost.accuracy < 0.8, lost.found) == (True, 0)

@@ -379,3 +379,39 @@ def writing(
         ("work", "tokens/s", "bounded by", "which allows", "share"),
         [(row.what, f"{row.rate:.3g}", row.bound_by, f"{row.bound:.3g}", f"{row.share:.0%}") for row in rows],
     )
+
+
+@bench.command()
+@click.argument("photographs", type=click.Path(path_type=Path), nargs=-1, metavar="[FILE]...")
+@click.option("--side", "sides", type=click.IntRange(128, 2048), multiple=True, help="Repeatable. Default: 512.")
+@click.option(
+    "--count", type=click.IntRange(1, 4), default=3, show_default=True, help="Scenes, and pictures by sprite."
+)
+@JSON
+def marks(photographs: tuple[Path, ...], sides: tuple[int, ...], count: int, as_json: bool) -> None:
+    """Measure watermarks: what they cost, and what they outlive, in FILEs, in drawn scenes and in pictures by sprite.
+
+    Pictures are brought to squares of each side. The cells say which share of the 64 bits is right, and in how many
+    pictures the identifier was found.
+    """
+    from headrace.bench.marks import Cost, make_pictures, measure_marks
+    from headrace.pictures import open_picture
+    from headrace.pipeline import load
+
+    opened, pipeline = [open_picture(path, kind="picture") for path in photographs], load("sprite")
+    rows = {side: list(measure_marks(make_pictures(opened, pipeline, count, side), side)) for side in sides or (512,)}
+    if as_json:
+        click.echo(json.dumps([asdict(row) for measured in rows.values() for row in measured]))
+        return
+    for side, measured in rows.items():
+        costs = [row for row in measured if isinstance(row, Cost)]
+        cells: dict[str, list[str]] = {
+            "PSNR, lowest": [f"{row.psnr:.1f}, {row.lowest_psnr:.1f}" for row in costs],
+            "seconds, most": [f"{row.seconds:.2f}, {row.longest:.2f}" for row in costs],
+            "s to search": [f"{row.searching:.2f}" for row in costs],
+            "found in none": [f"{row.false} of {row.searched}" for row in costs],
+        }
+        for row in measured:
+            if not isinstance(row, Cost):
+                cells.setdefault(row.harm, []).append(f"{row.accuracy:.1%} {row.found} of {row.pictures}")
+        print_table((f"{side}x{side}", *(row.kind for row in costs)), [(name, *row) for name, row in cells.items()])

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 MIN_AREA = 128 * 128
 """Pixels in the smallest picture that is marked."""
 
+MIN_READ_AREA = 64 * 64
+"""Pixels in the smallest picture in which one is looked for: what may be left of one that was marked."""
+
 MAX_RATIO = 8
 """Of the longer side to the shorter one."""
 
@@ -71,11 +74,13 @@ def weights_file(network: str) -> Path:
     return files[0]
 
 
-def check_markable(width: int, height: int) -> None:
-    """Raises RequestError where a picture of this size cannot carry a watermark."""
-    if width * height < MIN_AREA:
+def check_markable(width: int, height: int, smallest: int = MIN_AREA) -> None:
+    """Raises RequestError where a picture of this size cannot carry a watermark; smallest: how many pixels it needs."""
+    if width * height < smallest:
+        side = math.isqrt(smallest)
         raise RequestError(
-            f"A picture of {width}x{height} is too small for a watermark; it needs {MIN_AREA:,} pixels, as 128x128 has."
+            f"A picture of {width}x{height} is too small for a watermark; it needs {smallest:,} pixels, as {side}x{side} "
+            "has."
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise RequestError(
@@ -108,7 +113,7 @@ def read_watermark(image: Image.Image, ladder: Sequence[float] = LADDER) -> Wate
     Of pictures without a watermark about one in 400,000 is thought to have one: that is the chance of random bits, over
     all scales. Raises RequestError where the picture is too small to tell, or the extra `provenance` is not installed.
     """
-    check_markable(*image.size)
+    check_markable(*image.size, MIN_READ_AREA)
     for scale in ladder:
         identifier, wrong_bits = payload.decode(read_word(image, scale))
         if wrong_bits <= payload.MAX_WRONG_BITS:
