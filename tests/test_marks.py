@@ -18,12 +18,13 @@ from PIL import Image, ImageDraw, ImageEnhance
 from headrace.errors import HeadraceError, RequestError
 from headrace.provenance import payload
 from headrace.provenance.certificates import Signer, local_authority, local_signer, open_signer
-from headrace.provenance.credentials import Ingredient, Signature, read_signature
+from headrace.provenance.credentials import Ingredient, Signature, read_signature, sign_picture
 from headrace.provenance.dwt_dct import carries_bfl_watermark
 from headrace.provenance.fingerprint import fingerprint, from_iscc, hash_pixels, to_iscc
 from headrace.provenance.marking import mark, recipe_identifier
 from headrace.provenance.metadata import recipe_of, source_type_of
 from headrace.provenance.register import Register
+from headrace.provenance.verdict import verify
 from headrace.provenance.watermark import embed_watermark, read_watermark
 from headrace.recipe import EditRecord, Recipe
 
@@ -387,6 +388,19 @@ def write_certificate(folder: Path, kind: str) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return chain, secret
+
+
+@signatures
+@watermarks
+def test_a_signature_that_declares_another_watermark(signer: Signer, tmp_path: Path) -> None:
+    made = mark(photo(), RECIPE, "PNG", identifier=7)
+    assert made.identifier == 7
+    data = sign_picture(made.data, "PNG", RECIPE, signer, (), 8, made.fingerprint)
+    (tmp_path / "a.png").write_bytes(data)
+    verdict = verify(tmp_path / "a.png")
+    assert (verdict.signature is not None and verdict.signature.state, verdict.broken) == ("valid", True)
+    assert verdict.disagreements == ("The signature declares watermark 0008, the pixels carry 0007.",)
+    assert verdict.watermark_names_recipe is False
 
 
 # The benchmark.

@@ -58,7 +58,10 @@ class Match:
 
 
 class Register:
-    """A SQLite file of entries; every call opens it anew, so threads and processes may share it."""
+    """A SQLite file of entries; every call opens it anew, so threads and processes may share it.
+
+    Calls raise HeadraceError where the disk is full, or another process keeps the file for half a minute.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         """Raises RequestError where there is none and none is to be made, or the file is something else."""
@@ -69,19 +72,16 @@ class Register:
             with self._open() as connection:
                 connection.execute(_SCHEMA)
                 connection.execute("SELECT name, fingerprint, identifier, made_at, recipe FROM pictures LIMIT 0")
-        except sqlite3.Error as error:
-            raise RequestError(f"{self.path} cannot be used as a register ({error}).") from error
+        except HeadraceError as error:
+            raise RequestError(f"{self.path} cannot be used as a register ({error.__cause__}).") from error
 
     def add(self, name: str, fingerprint: int, identifier: int | None, recipe: Recipe | None = None) -> None:
-        """Write an entry, in the place of one of the same name. Raises HeadraceError where the disk is full."""
+        """Write an entry, in the place of one of the same name."""
         document = None if recipe is None else json.dumps(recipe.as_dict())
         made_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         row = name, _signed(fingerprint), identifier, made_at, document
-        try:
-            with self._open() as connection:
-                connection.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)", row)
-        except sqlite3.Error as error:
-            raise HeadraceError(f"The register {self.path} cannot be written ({error}).") from error
+        with self._open() as connection:
+            connection.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)", row)
 
     def remove(self, name: str) -> None:
         """Forget a picture."""
@@ -112,8 +112,11 @@ class Register:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with contextlib.closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
-            yield connection
+        try:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise HeadraceError(f"The register {self.path} cannot be read or written ({error}).") from error
 
 
 def _signed(bits: int) -> int:

@@ -5,9 +5,9 @@ bits, and to that of 128x128 with rows and columns exchanged for the others, so 
 to be added is scaled up to the picture. A picture that was resized therefore reads as it did before; for one that was
 cut or bordered the detector tries a ladder of scales.
 
-The networks were trained on films. In drawings and flat colours their encoder leaves a third of the bits wrong; what it
-would add is therefore corrected, a few times, along the decoder's own gradient, until every bit is clear in the whole
-picture and in parts of it. Photographs hardly need that.
+The networks were trained on films. In drawings and flat colours their encoder leaves a quarter to a half of the bits
+wrong; what it would add is therefore corrected, a few times, along the decoder's own gradient, until every bit is clear
+in the whole picture and in parts of it. Photographs hardly need that.
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ def check_markable(width: int, height: int, smallest: int = MIN_AREA) -> None:
     if width * height < smallest:
         side = math.isqrt(smallest)
         raise RequestError(
-            f"A picture of {width}x{height} is too small for a watermark; it needs {smallest:,} pixels, as {side}x{side} "
-            "has."
+            f"A picture of {width}x{height} is too small for a watermark; it needs as many pixels as {side}x{side} has."
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise RequestError(
