@@ -100,6 +100,24 @@ def test_below_the_minimum_the_run_is_refused_and_the_minimum_named(tmp_path: Pa
     assert headrace(*arguments, "--memory", "20").returncode == 2
 
 
+TWICE = """
+import sys, headrace
+memory = headrace.plan(sys.argv[1], memory="100GB", size="128x128").minimum_bytes
+pipe = headrace.load(sys.argv[1], device="cpu", memory=memory)
+first, second = (pipe.generate("a", size="128x128", steps=1, seed=1).image.tobytes() for _ in range(2))
+assert first == second
+from headrace.memory.process import peak_bytes
+assert peak_bytes() <= memory, (peak_bytes(), memory)
+"""
+
+
+def test_the_smallest_budget_does_for_one_call_after_another(tmp_path: Path) -> None:
+    write_checkpoint(reduced(128, 1, 2, 64), tmp_path / "model", "bf16")
+    command = [sys.executable, "-c", TWICE, str(tmp_path / "model")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=command_environment())
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose blocks are most of what it takes."""

@@ -12,7 +12,7 @@ import torch
 from headrace.errors import RequestError
 from headrace.memory import claims
 from headrace.memory.claims import claimed
-from headrace.memory.plan import Budget, Plan, Work, describe, plan_work
+from headrace.memory.plan import LIBRARY_KEPT_BYTES, Budget, Plan, Work, describe, plan_work
 
 GB = 10**9
 OTHERS = 300_000_000
@@ -35,6 +35,8 @@ class Pipe:
     held_bytes: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     host_memory: int | None = None
+    left_bytes: int = 0
+    """What its calls have left the process with."""
 
     def release(self) -> None:
         self.held_bytes = 0
@@ -51,10 +53,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pipe]]:
         return pipes[-1]
 
     def measured(memory: int | None, device: torch.device, held: int, host_memory: int | None) -> Budget:
-        resident = OTHERS + sum(pipe.held_bytes for pipe in pipes)
+        resident = OTHERS + sum(pipe.held_bytes + pipe.left_bytes for pipe in pipes)
         return Budget(20 * GB if memory is None else memory, resident - held)
 
     monkeypatch.setattr(claims, "measured_budget", measured)
+    monkeypatch.setattr(claims, "_kept", 0)
     yield pipe
     assert not claims._running
 
@@ -116,3 +119,24 @@ def test_other_devices_do_not_matter(machine: Callable[..., Pipe]) -> None:
     gpu.device = torch.device("cuda")
     with running(gpu), running(machine(LEAST)) as plan:
         assert plan.fits
+
+
+@pytest.mark.parametrize("left", [0, 40_000_000, LIBRARY_KEPT_BYTES])
+def test_what_a_call_leaves_behind_is_not_counted_again(machine: Callable[..., Pipe], left: int) -> None:
+    pipe, idle = machine(LEAST), machine(None, held=15 * GB)
+    for _ in range(3):
+        with running(pipe) as plan:
+            assert plan.minimum_bytes == LEAST
+            pipe.left_bytes = left
+        idle.held_bytes = GB  # which is no library
+    pipe.left_bytes += LIBRARY_KEPT_BYTES  # between two calls: the caller's own
+    with pytest.raises(RequestError), running(pipe):
+        pass
+
+
+def test_no_more_counts_as_libraries_than_they_leave(machine: Callable[..., Pipe]) -> None:
+    pipe = machine(LEAST)
+    with running(pipe):
+        pipe.left_bytes = LIBRARY_KEPT_BYTES + 1
+    with pytest.raises(RequestError), running(pipe):
+        pass

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 
 from headrace.memory.budget import Fitted, check_fits, measured_budget
-from headrace.memory.plan import Budget
+from headrace.memory.plan import LIBRARY_BYTES, LIBRARY_KEPT_BYTES, Budget
 
 AnyPlan = TypeVar("AnyPlan", bound=Fitted)
 Made = TypeVar("Made")
@@ -46,6 +46,8 @@ class _Claim:
 _lock = threading.Lock()
 _holders: WeakSet[Holder] = WeakSet()
 _running: list[_Claim] = []
+# Of what the libraries take on first use, what earlier calls have left the process with.
+_kept = 0
 
 
 @contextmanager
@@ -66,12 +68,15 @@ def claimed(holder: Holder, make: Callable[[Budget], tuple[AnyPlan, Made]]) -> I
             plan, made = make(budget)
         check_fits(plan)
         claim = _Claim(holder, plan.peak_bytes - budget.process)
+        alone, before = not _running, _bare(holder, budget.process)
         _running.append(claim)
     try:
         yield plan, made
     finally:
         with _lock:
             _running.remove(claim)
+            if alone and not _running:
+                _keep(holder, before)
 
 
 def _budget(holder: Holder) -> Budget:
@@ -80,7 +85,27 @@ def _budget(holder: Holder) -> Budget:
     # What they hold already is among what the process was measured to have.
     to_come = sum(max(0, claim.added - claim.holder.held_bytes) for claim in others)
     named = [claim.holder.memory for claim in others if claim.holder.memory is not None]
-    return replace(budget, memory=min([budget.memory, *named]), process=budget.process + to_come)
+    return replace(
+        budget,
+        memory=min([budget.memory, *named]),
+        process=budget.process + to_come,
+        libraries=LIBRARY_BYTES - _kept,
+    )
+
+
+def _keep(holder: Holder, before: int) -> None:
+    """Count once what a call has left the process with, so that the same call fits into the same budget again."""
+    global _kept
+    if holder.device.type == "cpu" and holder.memory is not None:  # without a budget, freed memory may stay too
+        after = measured_budget(holder.memory, holder.device, holder.held_bytes, holder.host_memory)
+        grown = max(0, _bare(holder, after.process) - before)
+        _kept = min(LIBRARY_KEPT_BYTES, _kept + grown)
+
+
+def _bare(holder: Holder, process: int) -> int:
+    """Of what a process has beside this one's networks, what is not anybody else's either."""
+    others = (other for other in _holders if other is not holder and other.device == holder.device)
+    return process - sum(other.held_bytes for other in others)
 
 
 def _release_idle(holder: Holder) -> bool:

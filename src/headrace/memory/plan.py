@@ -39,6 +39,8 @@ SLOTS = 2
 # Python, torch and Headrace imported (measured with torch 2.13 on Linux), and what the libraries take on first use.
 PROCESS_BYTES = 245_000_000
 LIBRARY_BYTES = 80_000_000
+# Of the latter, what stays with the process at most when a run has ended.
+LIBRARY_KEPT_BYTES = 60_000_000
 # What a GPU's context and libraries take, and the part of free memory that is left to others where no budget is named.
 CONTEXT_BYTES = 600_000_000
 MARGIN = 0.1
@@ -106,12 +108,14 @@ class Work:
 class Budget:
     """memory: bytes that must not be exceeded. process: what is taken before anything is loaded.
 
-    host: pinned memory to stream from, where a GPU computes; None where the CPU does.
+    host: pinned memory to stream from, where a GPU computes; None where the CPU does. libraries: what they will take
+    in addition, on a CPU.
     """
 
     memory: int
     process: int
     host: int | None = None
+    libraries: int = LIBRARY_BYTES
 
 
 @dataclass(frozen=True)
@@ -305,7 +309,7 @@ def plan_work(
     )
     decoding = max(decoder_activations(model.autoencoder, work.width, work.height, value_bytes) for work in works)
 
-    process = budget.process + (LIBRARY_BYTES if on_cpu else 0) + held
+    process = budget.process + (budget.libraries if on_cpu else 0) + held
     everything = transformer.total + text.total + autoencoder.total
     kept = process + everything + max(activations, reading, encoding, decoding)
     others = process + max(text.rest + _ring_bytes(text.blocks) + reading, autoencoder.total + max(encoding, decoding))

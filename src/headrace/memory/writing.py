@@ -20,7 +20,6 @@ from headrace.checkpoints.shapes import (
 from headrace.checkpoints.writer import Writer
 from headrace.memory.activations import vision_activations, writing_activations
 from headrace.memory.plan import (
-    LIBRARY_BYTES,
     Budget,
     Model,
     blocks_bytes,
@@ -94,7 +93,7 @@ def plan_writing(
     writing = cache + writing_activations(config, work.tokens, work.new_tokens, value_bytes)
 
     on_cpu = budget.host is None
-    process = budget.process + (LIBRARY_BYTES if on_cpu else 0)
+    process = budget.process + (budget.libraries if on_cpu else 0)
     other_bytes, other_bits = stored_values(precision, multiplies_bf16)
     others = _sizes(
         transformer_shapes(model.transformer), model.formats.get("transformer", {}), other_bytes, other_bits
