@@ -69,7 +69,7 @@ class Served:
             time.sleep(0.05)
 
 
-def start(*arguments: str, data: Path, role: str = "all", wait: float = 90) -> Served:
+def start(*arguments: str, data: Path, role: str = "all", wait: float = 300) -> Served:
     """`headrace serve` on a free port, once it answers and has a worker."""
     command = [sys.executable, "-m", "headrace", "serve", "--data", str(data), "--role", role, *arguments]
     if role != "worker":

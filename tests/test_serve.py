@@ -246,6 +246,23 @@ def test_what_is_deleted_is_gone(served: Served) -> None:
     assert not list((served.data / "results").glob(f"{submitted['id']}*"))
 
 
+def test_pictures_are_marked(served: Served, tmp_path: Path) -> None:
+    from headrace.provenance import verify
+
+    task = served.wait(served.submit(input_image=picture(), output_format="png"))
+    path = tmp_path / "a.png"
+    path.write_bytes(served.ask("GET", task["result"]["sample"])[2])
+    verdict = verify(path, register=served.data / "register.sqlite")
+    assert verdict.recipe is not None
+    assert verdict.recipe.prompt == QUICK["prompt"]
+    assert verdict.signature is not None
+    assert verdict.signature.state in ("valid", "trusted")
+    assert len(verdict.signature.ingredients) == 1
+    assert verdict.matches is not None
+    assert task["id"] in {match.entry.name for match in verdict.matches}
+    assert all(match.entry.recipe is None for match in verdict.matches)
+
+
 def test_credits_and_prices_are_told(served: Served) -> None:
     key, data = served.key, ("--data", str(served.data))
     poor = cli("keys", "add", "poor", "--credits", "6", "--model", "flux-2-flex", *data).strip()

@@ -415,3 +415,30 @@ def marks(photographs: tuple[Path, ...], sides: tuple[int, ...], count: int, as_
             if not isinstance(row, Cost):
                 cells.setdefault(row.harm, []).append(f"{row.accuracy:.1%} {row.found} of {row.pictures}")
         print_table((f"{side}x{side}", *(row.kind for row in costs)), [(name, *row) for name, row in cells.items()])
+
+
+@bench.command()
+@click.option("--jobs", type=click.IntRange(10, 100_000), default=100, show_default=True)
+@click.option("--clients", type=click.IntRange(1, 1000), default=200, show_default=True, help="That look on.")
+@click.option("--size", default="256x256", show_default=True, metavar="WxH")
+@click.option("--steps", type=click.IntRange(1, 1000), default=8, show_default=True)
+@JSON
+def serve(jobs: int, clients: int, size: str, steps: int, as_json: bool) -> None:
+    """Measure a server with sprite on this machine under load, beside the library's own loop."""
+    from headrace.bench.serving import measure
+    from headrace.cli.store import check_installed
+
+    check_installed()
+    load = measure(jobs, clients, *parse_size(size), steps)
+    if as_json:
+        click.echo(json.dumps(load.as_dict()))
+        return
+    rows = [
+        ("library, seconds a picture", f"{load.library:.4f}"),
+        ("server, seconds a picture", f"{load.served:.4f}"),
+        ("overhead", f"{load.overhead:+.1%}"),
+        ("requests meanwhile", f"{load.requests:,}"),
+        ("median, 99th percentile of these", f"{load.control_p50:.1f} ms, {load.control_p99:.1f} ms"),
+        ("memory early, late", f"{readable_bytes(load.memory_early)}, {readable_bytes(load.memory_late)}"),
+    ]
+    print_table((f"{load.jobs} pictures of {load.size}, {load.steps} steps, {load.clients} clients", ""), rows)

@@ -60,6 +60,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="On a CPU: how many requests of one size and so many steps run together.",
 )
+@click.option("--no-marks", is_flag=True, help="Neither watermark nor signature; metadata still says what made it.")
+@click.option(
+    "--sign-with",
+    type=(click.Path(path_type=Path), click.Path(path_type=Path)),
+    metavar="CERT KEY",
+    help="PEM files to sign pictures with. Default: a test certificate of this server's own.",
+)
 @click.option("--internal-urls", is_flag=True, help="Fetch pictures and call webhooks within this network too.")
 @click.option(
     "--lease",
@@ -101,6 +108,8 @@ def serve(
     blocklist: Path | None,
     policy: str | None,
     batch: int,
+    no_marks: bool,
+    sign_with: tuple[Path, Path] | None,
     internal_urls: bool,
     lease: int,
     stuck: int,
@@ -123,6 +132,8 @@ def serve(
 
     if memory is not None:
         parse_bytes(memory)
+    if role != "api" and not no_marks:
+        start.check_marks(sign_with)
     served = _models(models)
     facts = [] if role == "api" else start.describe(served)
     folder = data or start.DATA
@@ -149,6 +160,8 @@ def serve(
             internal_urls=internal_urls,
             blocklist=blocklist,
             policy=policy,
+            marks=not no_marks,
+            signer=None if sign_with is None else (str(sign_with[0]), str(sign_with[1])),
         )
         logs.set_up()
         traces.set_up(role)

@@ -23,7 +23,8 @@ class Settings:
     process's worker makes pictures with; the first answers for names that no model has. keep_seconds: how long jobs
     and their pictures stay. lease_seconds: a worker silent for so long has lost its jobs to others. stuck_seconds: a
     worker that makes no step for so long is ended. internal_urls: whether addresses inside the network may be fetched.
-    policy: "module:name" of a `moderation.Policy`. batch: how many pictures may run together.
+    policy: "module:name" of a `moderation.Policy`. marks: whether pictures are watermarked and signed; signer: files
+    with certificates and key, else a test certificate of the server's own. batch: how many pictures may run together.
     """
 
     data: Path
@@ -40,6 +41,8 @@ class Settings:
     internal_urls: bool = False
     blocklist: Path | None = None
     policy: str | None = None
+    marks: bool = True
+    signer: tuple[str, str] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -50,4 +53,5 @@ class Settings:
         values["data"] = Path(values["data"])
         values["blocklist"] = None if values["blocklist"] is None else Path(values["blocklist"])
         values["models"] = tuple(ServedModel(**model) for model in values["models"])
+        values["signer"] = None if values["signer"] is None else tuple(values["signer"])
         return cls(**values)

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from headrace.errors import HeadraceError, RequestError
@@ -48,6 +49,17 @@ def describe(models: Sequence[ServedModel]) -> list[ModelFacts]:
         for model in models
         for checkpoint in [opened[model.spec]]
     ]
+
+
+def check_marks(signer: tuple[Path, Path] | None) -> None:
+    """Raises RequestError where pictures could not be marked."""
+    from headrace.provenance.certificates import need_extra, open_signer
+
+    need_extra()
+    if not find_spec("imwatermark"):
+        raise RequestError("Watermarks need the package invisible-watermark; install it, or serve with --no-marks.")
+    if signer is not None:
+        open_signer(*signer)
 
 
 def check_host(host: str, store: Store) -> None:

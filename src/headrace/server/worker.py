@@ -28,10 +28,14 @@ from PIL import Image
 from headrace.errors import Cancelled, HeadraceError
 from headrace.memory.process import peak_bytes, resident_bytes
 from headrace.pipeline import Pipeline, Step, load
+from headrace.provenance.certificates import local_signer, open_signer
+from headrace.provenance.credentials import Ingredient
+from headrace.provenance.marking import mark
 from headrace.provenance.metadata import encode_with_recipe
+from headrace.provenance.register import Register
 from headrace.recipe import Recipe
 from headrace.server import logs
-from headrace.server.files import Files
+from headrace.server.files import MEDIA_TYPES, Files
 from headrace.server.moderation import load_policies
 from headrace.server.refusals import Refused
 from headrace.server.results import task
@@ -50,6 +54,8 @@ PREVIEW_SIDE = 512
 TELL_AGAIN_SECONDS = 180.0
 # How long what DBOS knows of workflows that ended is kept.
 WORKFLOW_SECONDS = 60.0
+
+_TITLES = ("input_image", *(f"input_image_{index}" for index in range(2, 100)))
 
 _log = logs.logger("worker")
 
@@ -76,19 +82,25 @@ class Worker:
         self._store = Store(settings.database)
         self._files = Files(settings.data, settings.public_url, self._store.secret("links"))
         self._policies = load_policies(settings.blocklist, settings.policy)
+        self._signer = self._register = None
+        if settings.marks:
+            self._register = Register(settings.data / "register.sqlite")
+            chain, secret = settings.signer or (None, None)
+            own = settings.data / "signer"
+            self._signer = open_signer(chain, secret) if chain and secret else local_signer(own)
         self._specs = sorted({model.spec for model in settings.models})
         self._pipelines: dict[str, Pipeline] = {}
         self._resident: str | None = None
         self._inbox: queue.Queue[Wanted] = queue.Queue()
         self._current: dict[str, Wanted] = {}
         self._together: dict[str, frozenset[str]] = {}
-        self._held = 0
+        self._held: set[tuple[str, int]] = set()  # attempts whose picture is not there yet
         self._held_changed = threading.Condition()
         self._draining = threading.Event()
         self._stopped = threading.Event()
         self._active = time.monotonic()
         self._counts: dict[str, float] = {"pictures": 0, "errors": 0, "generate": 0.0, "deliver": 0.0}
-        self._attempt, self._tell = self._register()
+        self._attempt, self._tell = self._set_up_workflows()
 
     def run(self) -> None:
         """Makes pictures until `drain` is called."""
@@ -102,7 +114,7 @@ class Worker:
         for thread in threads:
             thread.start()
         _log.info("ready", extra={"worker": self._name, "models": self._specs})
-        while not (self._draining.is_set() and self._held == 0):
+        while not (self._draining.is_set() and not self._held):
             self._active = time.monotonic()
             try:
                 group = self._next_group(self._inbox.get(timeout=IDLE_SECONDS))
@@ -122,7 +134,7 @@ class Worker:
 
     # The workflows
 
-    def _register(self) -> tuple[Callable[[str, int], None], Callable[[str], None]]:
+    def _set_up_workflows(self) -> tuple[Callable[[str, int], None], Callable[[str], None]]:
         """Sets DBOS up with the two workflows, before it is launched."""
         DBOS(
             config={
@@ -161,7 +173,11 @@ class Worker:
 
         @DBOS.workflow(name="attempt")
         def attempt(job_id: str, number: int) -> None:
-            outcome = produce(job_id, number)
+            self._held.add((job_id, number))  # one that DBOS goes on with after a restart
+            try:
+                outcome = produce(job_id, number)
+            finally:
+                self._let_go(job_id, number)  # here too: a step that was done before a restart is not run
             if outcome is not None:
                 settle(job_id, number, outcome)
 
@@ -177,10 +193,14 @@ class Worker:
         return attempt, tell
 
     def _start(self, job: Job) -> None:
-        with self._held_changed:
-            self._held += 1
+        self._held.add((job.id, job.attempt))
         with SetWorkflowID(f"attempt:{job.id}:{job.attempt}"):
             DBOS.start_workflow(self._attempt, job.id, job.attempt)
+
+    def _let_go(self, job_id: str, number: int) -> None:
+        with self._held_changed:
+            self._held.discard((job_id, number))
+            self._held_changed.notify_all()
 
     def _produce(self, job_id: str, number: int) -> dict[str, Any] | None:
         """The outcome of an attempt, as JSON; None where the attempt no longer counts or was given back."""
@@ -206,9 +226,7 @@ class Worker:
             self._counts["errors"] += outcome.state == "error"
             return asdict(outcome)
         finally:
-            with self._held_changed:
-                self._held -= 1
-                self._held_changed.notify_all()
+            self._let_go(job_id, number)
 
     def _deliver(self, job: Job, image: Image.Image, recipe: Recipe, seconds: float) -> Outcome:
         """Looks at the picture, writes it, and says where it is."""
@@ -216,11 +234,26 @@ class Worker:
         reasons = [r for policy in self._policies for r in policy.picture(image, job.work.safety_tolerance)]
         if reasons:
             return Outcome("content_moderated", reason=", ".join(reasons))
-        data = encode_with_recipe(image, recipe, job.work.output_format)
+        data = self._encode(job, image, recipe)
         name = self._files.keep_result(job.id, job.attempt, job.work.output_format, data)
         self._counts["deliver"] += time.monotonic() - began
         result = Result(name, job.work.output_format, *image.size, recipe.prompt, recipe.seed, seconds)
         return Outcome("ready", result)
+
+    def _encode(self, job: Job, image: Image.Image, recipe: Recipe) -> bytes:
+        """The picture's file: with watermark, recipe and signature, and entered in the register by its looks alone."""
+        if self._signer is None or self._register is None:
+            return encode_with_recipe(image, recipe, job.work.output_format)
+        ingredients = [
+            Ingredient(data, file_format, title, edited=name == job.work.image)
+            for title, name in (*zip(_TITLES, job.work.references, strict=False), ("image", job.work.image))
+            if name is not None
+            for data in [self._files.input_path(name).read_bytes()]
+            if (file_format := _signable_format(data)) is not None
+        ]
+        marked = mark(image, recipe, job.work.output_format, signer=self._signer, ingredients=ingredients)
+        self._register.add(job.id, marked.fingerprint, marked.identifier)
+        return marked.data
 
     def _settle(self, job_id: str, number: int, values: dict[str, Any]) -> None:
         result = values["result"]
@@ -249,9 +282,9 @@ class Worker:
         while not self._draining.is_set():
             with self._held_changed:
                 self._held_changed.wait_for(
-                    lambda: self._held < AHEAD or self._draining.is_set(), timeout=REPORT_SECONDS
+                    lambda: len(self._held) < AHEAD or self._draining.is_set(), timeout=REPORT_SECONDS
                 )
-                if self._held >= AHEAD:
+                if len(self._held) >= AHEAD:
                     continue
             try:
                 jobs = self._store.claim(self._name, self._specs, self._resident, self._settings.batch)
@@ -402,6 +435,12 @@ class Worker:
         DBOS.delete_workflows([workflow.workflow_id for workflow in ended])
 
 
+def _signable_format(data: bytes) -> str | None:
+    """Of a picture that can be an ingredient of a signature."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.format if image.format in MEDIA_TYPES else None
+
+
 class _Looks:
     """Previews, as many as cost little: never more than their share of the time."""
 
@@ -443,6 +482,7 @@ def main(lifeline: BinaryIO, beats: int, name: str) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     worker.run()
+    os._exit(0)  # the listening thread holds standard input, for which an ordinary end would wait in vain
 
 
 def _write_beat(beats: int) -> None:
