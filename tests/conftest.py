@@ -65,12 +65,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server with sprite and a key without limits, for all tests that do not stop it."""
+    """A server with sprite and a key without limits, for all tests that do not stop it.
+
+    Without marks, as a watermark takes seconds.
+    """
     from served import cli, serving
 
     data = tmp_path_factory.mktemp("served")
     (data / "words").write_text("forbidden | 3\n")
     key = cli("keys", "add", "tests", "--active", "1000", "--data", str(data)).strip()
-    with serving("--internal-urls", "--blocklist", str(data / "words"), data=data) as server:
+    with serving("--no-marks", "--internal-urls", "--blocklist", str(data / "words"), data=data) as server:
         server.key = key
         yield server

@@ -237,8 +237,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         key = cli("keys", "add", "me", "--active", "1000", "--credits", str(JOBS * 10 * COST), *data).strip()
         with serving("--no-marks", data=tmp_path) as served:
             served.key = key
-            ids = [served.submit(seed=1)["id"]]
-            assert served.wait(served.submit(seed=2))["status"] == "Ready"
+            first = served.submit(seed=1)
+            ids = [first["id"]]
+            assert served.wait(first)["status"] == "Ready"
             full = tmp_path / "full"
             with full.open("wb") as file, contextlib.suppress(OSError):
                 while True:
@@ -255,7 +256,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
             assert set(statuses) <= {200, 503}
             time.sleep(3)
             full.unlink()
-            assert served.wait(served.submit(seed=3))["status"] == "Ready"
+            last = served.submit(seed=2)
+            ids.append(last["id"])
+            assert served.wait(last)["status"] == "Ready"
             store = Store(database_url(None, tmp_path))
             wait_for_all(store, ids, 120)
             check_books(store, key.split("_")[1], ids)
