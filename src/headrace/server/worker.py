@@ -98,6 +98,7 @@ class Worker:
         self._held_changed = threading.Condition()
         self._draining = threading.Event()
         self._stopped = threading.Event()
+        self._forgot = 0.0
         self._active = time.monotonic()
         self._counts: dict[str, float] = {"pictures": 0, "errors": 0, "generate": 0.0, "deliver": 0.0}
         self._attempt, self._tell = self._set_up_workflows()
@@ -428,7 +429,7 @@ class Worker:
 
     def _forget_workflows(self) -> None:
         now = time.monotonic()
-        if now - getattr(self, "_forgot", 0.0) < WORKFLOW_SECONDS:
+        if now - self._forgot < WORKFLOW_SECONDS:
             return
         self._forgot = now
         ended = DBOS.list_workflows(status=["SUCCESS", "ERROR", "CANCELLED"], load_input=False, load_output=False)
