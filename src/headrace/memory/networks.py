@@ -172,13 +172,7 @@ class Networks:
             make = lambda: LanguageModel(config, layers=count, norm=norm)  # noqa: E731
             return build_network(make, component, self._text_dtype, self._text_bits)
 
-        network = build()
-        network.layers = nn.ModuleList()
-        network.register_module("embed_tokens", EmbeddingRows(component, self._text_dtype, self._device))
-        fill_module(network, component, self._device)
-        names = [f"layers.{index}" for index in range(count)]
-        stream = Stream(lambda: list(build().layers), names, (), component, self._device, _of(component, self._states))
-        return Lent(network, stream.blocks, stream.close, module_bytes(network) + stream.held_bytes)
+        return self._streamed(build, component, _of(component, self._states))
 
     def _load_writer(self, plan: WritingPlan) -> Lent[nn.Module, nn.Module]:
         assert self._writer is not None
@@ -188,23 +182,31 @@ class Networks:
             make = lambda: LanguageModel(config, norm=True, head=True)  # noqa: E731
             return build_network(make, component, self._text_dtype, self._text_bits)
 
-        network = build()
         if plan.keeps_all:
+            network = build()
             fill_module(network, component, self._device)
             return Lent(network, lambda: network.layers, _nothing, module_bytes(network))
+        gathers = not config.tie_word_embeddings  # else the head is made of all rows
+        stays = plan.resident_blocks, plan.pinned_blocks
+        return self._streamed(build, component, file_states(component.files), *stays, gathers=gathers)
+
+    def _streamed(
+        self,
+        build: Callable[[], LanguageModel],
+        component: Component,
+        states: Mapping[Path, FileState],
+        resident: Sequence[int] = (),
+        pinned: Sequence[int] = (),
+        gathers: bool = True,
+    ) -> Lent[nn.Module, nn.Module]:
+        """A language model whose layers pass through memory. gathers: whether rows of its embedding are."""
+        network = build()
+        names = [f"layers.{index}" for index in range(len(network.layers))]
         network.layers = nn.ModuleList()
-        if not config.tie_word_embeddings:
+        if gathers:
             network.register_module("embed_tokens", EmbeddingRows(component, self._text_dtype, self._device))
         fill_module(network, component, self._device)
-        stream = Stream(
-            lambda: list(build().layers),
-            [f"layers.{index}" for index in range(config.num_layers)],
-            plan.resident_blocks,
-            component,
-            self._device,
-            file_states(component.files),
-            plan.pinned_blocks,
-        )
+        stream = Stream(lambda: list(build().layers), names, resident, component, self._device, states, pinned)
         return Lent(network, stream.blocks, stream.close, module_bytes(network) + stream.held_bytes)
 
     def _vision(self, plan: WritingPlan) -> Lent[nn.Module, nn.Module]:

@@ -294,10 +294,11 @@ def plan_work(
     norm = layers == model.language_model.num_layers
     reading_shapes = language_model_shapes(model.language_model, layers=layers, norm=norm)
     text_shapes = model.writer_shapes or reading_shapes
-    transformer = _sizes(model, "transformer", transformer_shapes(model.transformer), value_bytes, bits)
+    stored = model.formats
+    transformer = stored_sizes(transformer_shapes(model.transformer), stored.get("transformer", {}), value_bytes, bits)
     transformer = replace(transformer, rest=transformer.rest + model.lora_values * value_bytes)
-    text = _sizes(model, "text_encoder", text_shapes, text_value_bytes, text_bits)
-    autoencoder = _sizes(model, "autoencoder", autoencoder_shapes(model.autoencoder), value_bytes, None)
+    text = stored_sizes(text_shapes, stored.get("text_encoder", {}), text_value_bytes, text_bits)
+    autoencoder = stored_sizes(autoencoder_shapes(model.autoencoder), stored.get("autoencoder", {}), value_bytes, None)
 
     on_cpu = budget.host is None
     activations = max(denoising_bytes(model, work, value_bytes, on_cpu) for work in works)
@@ -315,7 +316,7 @@ def plan_work(
     others = process + max(text.rest + _ring_bytes(text.blocks) + reading, autoencoder.total + max(encoding, decoding))
     denoising = process + transformer.rest + activations
     order = residence_order(transformer.blocks, model.transformer.depth)
-    minimum = max(others, denoising + min(_needs(transformer.blocks, order)))
+    minimum = max(others, denoising + min(needs(transformer.blocks, order)))
 
     keeps_all = kept <= budget.memory
     if keeps_all:
@@ -424,11 +425,11 @@ def _held_bytes(model: Model, work: Work, value_bytes: int) -> int:
     return contexts + latents + encoded + caches * 2 * references * model.transformer.hidden_size * value_bytes * blocks
 
 
-def _sizes(
-    model: Model, component: str, shapes: Mapping[str, Shape], value_bytes: int, bits: Bits | None
+def stored_sizes(
+    shapes: Mapping[str, Shape], stored: Mapping[str, Format], value_bytes: int, bits: Bits | None
 ) -> NetworkSizes:
-    formats = choose_formats(bits, block_linears(shapes), model.formats.get(component, {}))
-    return network_sizes(shapes, formats, value_bytes)
+    """What a network takes. stored: the formats of its layers that are codes already; bits: of those that become it."""
+    return network_sizes(shapes, choose_formats(bits, block_linears(shapes), stored), value_bytes)
 
 
 def _component(total: int, streamed: int) -> ComponentPlan:
@@ -446,15 +447,16 @@ def blocks_bytes(blocks: Sequence[int], resident: Sequence[int]) -> int:
     return sum(blocks[i] for i in stay) + _ring_bytes([size for i, size in enumerate(blocks) if i not in stay])
 
 
-def _needs(blocks: Sequence[int], order: Sequence[int]) -> list[int]:
+def needs(blocks: Sequence[int], order: Sequence[int]) -> list[int]:
+    """`blocks_bytes` where none stays, where the first in this order does, and so on."""
     return [blocks_bytes(blocks, order[:count]) for count in range(len(order) + 1)]
 
 
 def residents(blocks: Sequence[int], order: Sequence[int], room: int) -> tuple[int, ...]:
     """As many blocks in this order as fit into `room` bytes with the others' slots; else as many as need the least."""
-    needs = _needs(blocks, order)
-    fitting = [count for count, need in enumerate(needs) if need <= room]
-    return tuple(order[: max(fitting) if fitting else needs.index(min(needs))])
+    each = needs(blocks, order)
+    fitting = [count for count, need in enumerate(each) if need <= room]
+    return tuple(order[: max(fitting) if fitting else each.index(min(each))])
 
 
 def pin(blocks: Sequence[int], passing: Sequence[int], layers: Sequence[int], room: int) -> tuple[tuple[int, ...], int]:

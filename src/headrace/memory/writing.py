@@ -7,7 +7,6 @@ everything that is read and may be written. Where all networks of the model fit 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.checkpoints.headers import Shape
@@ -23,13 +22,14 @@ from headrace.memory.plan import (
     Budget,
     Model,
     blocks_bytes,
+    needs,
     pin,
     residence_order,
     residents,
+    stored_sizes,
     stored_values,
 )
-from headrace.memory.sizes import NetworkSizes, network_sizes
-from headrace.quant.formats import Bits, Format, block_linears, choose_formats
+from headrace.memory.sizes import network_sizes
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def plan_writing(
     """As `plan_work`, for the language model. precision: of the transformer, which is kept where there is room."""
     value_bytes, bits = stored_values(text_precision, multiplies_bf16)
     config = writer.config
-    text = _sizes(language_model_shapes(config, norm=True, head=True), writer.component.formats, value_bytes, bits)
+    text = stored_sizes(
+        language_model_shapes(config, norm=True, head=True), writer.component.formats, value_bytes, bits
+    )
     eyes = 0
     if writer.eyes is not None:
         eyes = network_sizes(vision_shapes(writer.eyes.config), {}, value_bytes).total
@@ -95,7 +97,7 @@ def plan_writing(
     on_cpu = budget.host is None
     process = budget.process + (budget.libraries if on_cpu else 0)
     other_bytes, other_bits = stored_values(precision, multiplies_bf16)
-    others = _sizes(
+    others = stored_sizes(
         transformer_shapes(model.transformer), model.formats.get("transformer", {}), other_bytes, other_bits
     )
     others_total = others.total + network_sizes(autoencoder_shapes(model.autoencoder), {}, other_bytes).total
@@ -107,8 +109,7 @@ def plan_writing(
     seeing = process + eyes + looking if work.pictures else 0
     keeps_all = kept <= budget.memory
     stay = order if keeps_all else residents(text.blocks, order, budget.memory - standing)
-    least = min(blocks_bytes(text.blocks, order[:count]) for count in range(len(order) + 1))
-    minimum = max(seeing, standing + least)
+    minimum = max(seeing, standing + min(needs(text.blocks, order)))
     passing = [index for index in order if index not in stay]
     pinned: tuple[int, ...] = ()
     host_bytes = 0
@@ -127,9 +128,3 @@ def plan_writing(
         pinned_blocks=tuple(sorted(pinned)),
         host_bytes=host_bytes,
     )
-
-
-def _sizes(
-    shapes: Mapping[str, Shape], stored: Mapping[str, Format], value_bytes: int, bits: Bits | None
-) -> NetworkSizes:
-    return network_sizes(shapes, choose_formats(bits, block_linears(shapes), stored), value_bytes)
